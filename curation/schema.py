@@ -1,0 +1,434 @@
+"""Every table of a pool and of a run: where it lies, what one row is, and its columns.
+
+Identity. ``image_id = shard * 1_000_000 + row`` and ``shard = source_id * 1_000_000 + n``: an id follows from a
+source and a position in it, before anything is judged, so no block list, threshold or further list ever moves one.
+Part N of a per-image table holds ids of shard N only, so that joins per image never shuffle.
+
+Kinds. ``facts`` depend on sources and models only and never say ``keep``; ``verdict`` tables say ``keep, reason,
+score, threshold`` and cover exactly the rows that the verdict before them kept; ``output`` is everything else.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+ROWS_PER_SHARD_LIMIT = 1_000_000
+SHARDS_PER_SOURCE_LIMIT = 1_000_000
+
+Root = Literal["pool", "run"]
+Kind = Literal["facts", "verdict", "output"]
+Role = Literal["pool", "query", "benchmark"]
+
+# The verdicts in the order in which a row meets them. Each covers the rows kept by the one before it.
+VERDICTS = ("screened", "fetched", "safety", "near", "duplicates", "leakage", "selection")
+
+
+class Part(NamedTuple):
+    """One parquet file of a table: ``<root>/<folder>/part-<index>.parquet``."""
+
+    root: Root
+    folder: str
+    index: int
+
+    @property
+    def path(self) -> str:
+        """Path of the part inside its root."""
+        return f"{self.folder}/part-{self.index:09d}.parquet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """One table: its root, its kind, what a row is, and its columns."""
+
+    name: str
+    root: Root
+    kind: Kind
+    row: str
+    schema: pa.Schema
+
+
+def image_ids(shard: int, num_rows: int) -> np.ndarray:
+    """Ids of rows 0 to ``num_rows - 1`` of a shard, int64 [num_rows]."""
+    return shard * ROWS_PER_SHARD_LIMIT + np.arange(num_rows, dtype=np.int64)
+
+
+def shard_of(image_id: int) -> int:
+    """Shard that holds an image."""
+    return int(image_id) // ROWS_PER_SHARD_LIMIT
+
+
+def source_of_shard(shard: int) -> int:
+    """``source_id`` of the source that a shard belongs to."""
+    return int(shard) // SHARDS_PER_SOURCE_LIMIT
+
+
+def first_shard(source_id: int) -> int:
+    """Number of the first shard of a source."""
+    return source_id * SHARDS_PER_SOURCE_LIMIT
+
+
+def _schema(*fields: tuple[str, pa.DataType, str]) -> pa.Schema:
+    return pa.schema([pa.field(name, kind, metadata={"doc": doc}) for name, kind, doc in fields])
+
+
+_ID = ("image_id", pa.int64(), "shard * 1_000_000 + row")
+_SHA = ("sha256", pa.string(), "sha256 of the stored bytes, hex")
+_VERDICT = (
+    _ID,
+    _SHA,
+    ("keep", pa.bool_(), "true: the row goes on"),
+    ("reason", pa.string(), "why it was dropped; null where kept"),
+    ("score", pa.float32(), "the number that was judged; null where none was"),
+    ("threshold", pa.float32(), "what it was judged against"),
+)
+BOX = pa.struct(
+    [
+        ("label", pa.string()),
+        ("score", pa.float32()),
+        ("x_px", pa.float32()),
+        ("y_px", pa.float32()),
+        ("w_px", pa.float32()),
+        ("h_px", pa.float32()),
+    ]
+)
+
+
+def vector_schema(dim: int) -> pa.Schema:
+    """Schema of one descriptor or embedding table: unit vectors, fp16 [dim]."""
+    return _schema(_ID, _SHA, ("vector", pa.list_(pa.float16(), dim), "unit length"))
+
+
+_TABLES = (
+    Table(
+        name="sources",
+        root="pool",
+        kind="facts",
+        row="one registered source: list, folder, tar, benchmark, query set",
+        schema=_schema(
+            ("source_id", pa.int32(), "position of registration; first shard = source_id * 1_000_000"),
+            ("name", pa.string(), "name in the recipe"),
+            ("role", pa.string(), "pool | query | benchmark"),
+            ("kind", pa.string(), "list | folder | tar | parquet"),
+            ("location", pa.string(), "path or address as the recipe gives it"),
+            ("digest", pa.string(), "sha256 over the rows, in order"),
+            ("num_rows", pa.int64(), "rows registered so far"),
+            ("shard_rows", pa.int32(), "rows of a full shard"),
+            ("num_shards", pa.int32(), "shards registered so far"),
+        ),
+    ),
+    Table(
+        name="urls",
+        root="pool",
+        kind="facts",
+        row="one line of a source, broken ones too",
+        schema=_schema(
+            _ID,
+            ("source", pa.string(), "name of the source"),
+            ("line", pa.int64(), "position in the source, from 0"),
+            ("url", pa.string(), "address as written; null for local files without one"),
+            ("host", pa.string(), "host of the address, lower case"),
+            ("location", pa.string(), "local file as `path` or `archive::member`; null for addresses"),
+            ("page_url", pa.string(), "page that shows the picture"),
+            ("alt_text", pa.string(), "text that came with it"),
+            ("label", pa.string(), "class, where the source is labelled"),
+            ("error", pa.string(), "why the line cannot be used; null where it can"),
+        ),
+    ),
+    Table(
+        name="screened",
+        root="run",
+        kind="verdict",
+        row="one line of a source",
+        schema=_schema(*_VERDICT),
+    ),
+    Table(
+        name="images",
+        root="pool",
+        kind="facts",
+        row="one fetched line, failures too",
+        schema=_schema(
+            _ID,
+            ("ok", pa.bool_(), "bytes are stored"),
+            ("reason", pa.string(), "failure class; null where ok"),
+            ("transient", pa.bool_(), "the failure may pass with time"),
+            ("http_status", pa.int16(), "last status; null where none came or the file is local"),
+            ("final_url", pa.string(), "address after redirects"),
+            ("content_type", pa.string(), "as the server said"),
+            ("robots", pa.string(), "allowed | denied | none | unreachable; null for local files"),
+            ("opt_out", pa.string(), "the header directive that forbade use"),
+            ("format", pa.string(), "sniffed from the bytes: jpeg, png, webp, …"),
+            _SHA,
+            ("num_bytes", pa.int64(), "size of the bytes"),
+            ("object", pa.string(), "tar inside the pool"),
+            ("offset", pa.int64(), "of the first byte inside the tar"),
+        ),
+    ),
+    Table(
+        name="fetch_log",
+        root="pool",
+        kind="facts",
+        row="one visit to a server; holds times, so it stands outside every digest",
+        schema=_schema(
+            _ID,
+            ("attempt", pa.int16(), "from 1"),
+            ("started_at", pa.timestamp("ms", tz="UTC"), "start of the visit"),
+            ("elapsed_s", pa.float32(), "until the outcome"),
+            ("url", pa.string(), "address of this hop"),
+            ("address", pa.string(), "ip:port that was connected to; null where none was"),
+            ("http_status", pa.int16(), "status of this hop"),
+            ("outcome", pa.string(), "ok, redirect, or a failure class"),
+        ),
+    ),
+    Table(
+        name="fetched",
+        root="run",
+        kind="verdict",
+        row="one line that screening let through",
+        schema=_schema(*_VERDICT),
+    ),
+    Table(
+        name="hashes",
+        root="pool",
+        kind="facts",
+        row="one picture that was looked at",
+        schema=_schema(
+            _ID,
+            _SHA,
+            ("ok", pa.bool_(), "it decoded"),
+            ("reason", pa.string(), "decode failure class; null where ok"),
+            ("width_px", pa.int32(), "after orientation"),
+            ("height_px", pa.int32(), "after orientation"),
+            ("format", pa.string(), "as the decoder says"),
+            ("num_frames", pa.int32(), "1 for a still picture; the first one is used"),
+            ("pixel_sha256", pa.string(), "sha256 of shape and RGB bytes"),
+            ("phash", pa.uint64(), "imagehash.phash, most significant bit first"),
+            ("dhash", pa.uint64(), "imagehash.dhash, most significant bit first"),
+            ("luma_std", pa.float32(), "standard deviation of luma, 0 to 127; near 0 is a blank picture"),
+        ),
+    ),
+    Table(
+        name="detections",
+        root="pool",
+        kind="facts",
+        row="one picture that was looked at",
+        schema=_schema(
+            _ID,
+            _SHA,
+            ("boxes", pa.list_(BOX), "all boxes above the floor, pixels of the oriented picture"),
+            ("nsfw_label", pa.string(), "explicit class with the highest score; null where none"),
+            ("nsfw_score", pa.float32(), "its score, 0 where none"),
+            ("faces", pa.list_(BOX), "boxes that were blurred, dilated"),
+            ("num_faces", pa.int32(), "length of faces"),
+            ("blurred_object", pa.string(), "tar of the blurred version; null where nothing was blurred"),
+            ("blurred_offset", pa.int64(), "of its first byte"),
+            ("blurred_bytes", pa.int64(), "its size"),
+            ("small_object", pa.string(), "tar of the 288-px intermediate (faces blurred); null where it did not decode"),
+            ("small_offset", pa.int64(), "of its first byte"),
+            ("small_bytes", pa.int64(), "its size"),
+        ),
+    ),
+    Table(name="safety", root="run", kind="verdict", row="one fetched picture", schema=_schema(*_VERDICT)),
+    Table(
+        name="near_pairs",
+        root="run",
+        kind="output",
+        row="one pair of pictures with hashes within the radius, a < b; part = key range",
+        schema=_schema(
+            ("a", pa.int64(), "image_id"),
+            ("b", pa.int64(), "image_id"),
+            ("distance_bits", pa.int16(), "Hamming distance of their pHashes"),
+        ),
+    ),
+    Table(
+        name="near",
+        root="run",
+        kind="verdict",
+        row="one safe picture",
+        schema=_schema(*_VERDICT, ("representative_id", pa.int64(), "the picture kept for its group; itself where alone")),
+    ),
+    Table(
+        name="fit_descriptor",
+        root="pool",
+        kind="output",
+        row="one named array of the fitted copy descriptor",
+        schema=_schema(
+            ("name", pa.string(), "array"),
+            ("shape", pa.list_(pa.int32()), "its shape"),
+            ("data", pa.list_(pa.float32()), "row-major"),
+        ),
+    ),
+    Table(
+        name="descriptors",
+        root="pool",
+        kind="facts",
+        row="one picture; unit vector for copy detection",
+        schema=vector_schema(512),
+    ),
+    Table(
+        name="fit_quantiser",
+        root="pool",
+        kind="output",
+        row="one centroid of the coarse quantiser over descriptors",
+        schema=_schema(("centroid", pa.int32(), "number"), ("vector", pa.list_(pa.float32()), "unit length")),
+    ),
+    Table(
+        name="edges",
+        root="run",
+        kind="output",
+        row="one pair of pool pictures at or above the descriptor's threshold, a < b; part = inverted list",
+        schema=_schema(
+            ("a", pa.int64(), "image_id"),
+            ("b", pa.int64(), "image_id"),
+            ("similarity", pa.float32(), "cosine, exact fp32"),
+        ),
+    ),
+    Table(
+        name="duplicates",
+        root="run",
+        kind="verdict",
+        row="one picture that survived near",
+        schema=_schema(
+            *_VERDICT,
+            ("component_id", pa.int64(), "least image_id of its component"),
+            ("representative_id", pa.int64(), "the picture kept for its component"),
+        ),
+    ),
+    Table(
+        name="reference_edges",
+        root="run",
+        kind="output",
+        row="one pair of a pool picture and a benchmark picture at or above the leakage threshold; part = inverted list",
+        schema=_schema(
+            ("image_id", pa.int64(), "pool picture"),
+            ("reference_id", pa.int64(), "benchmark picture"),
+            ("similarity", pa.float32(), "cosine, exact fp32"),
+        ),
+    ),
+    Table(
+        name="leakage",
+        root="run",
+        kind="verdict",
+        row="one picture that survived duplicates",
+        schema=_schema(
+            *_VERDICT,
+            ("reference_id", pa.int64(), "most similar benchmark picture of what it touches; null where none"),
+            ("benchmark", pa.string(), "its set"),
+        ),
+    ),
+    Table(
+        name="fit_embedder",
+        root="pool",
+        kind="output",
+        row="one named array of the fitted embedder",
+        schema=_schema(
+            ("name", pa.string(), "array"),
+            ("shape", pa.list_(pa.int32()), "its shape"),
+            ("data", pa.list_(pa.float32()), "row-major"),
+        ),
+    ),
+    Table(name="embeddings", root="pool", kind="facts", row="one picture; unit vector for meaning", schema=vector_schema(0)),
+    Table(
+        name="fit_kmeans",
+        root="pool",
+        kind="output",
+        row="one centroid",
+        schema=_schema(("cluster", pa.int32(), "number"), ("vector", pa.list_(pa.float32()), "centroid")),
+    ),
+    Table(
+        name="clusters",
+        root="run",
+        kind="output",
+        row="one pool picture that survived leakage, or one query picture",
+        schema=_schema(_ID, ("cluster", pa.int32(), "nearest centroid"), ("similarity", pa.float32(), "cosine to it")),
+    ),
+    Table(
+        name="queries",
+        root="run",
+        kind="output",
+        row="one query picture; part = shard of its query set",
+        schema=_schema(
+            ("query_id", pa.int64(), "its image_id"),
+            ("query_set", pa.string(), "name of the set"),
+            ("mode", pa.string(), "as_is | sample | cluster"),
+            ("k", pa.int32(), "neighbours asked for (mode sample)"),
+            ("label", pa.string(), "class, where the set is labelled"),
+            ("cluster", pa.int32(), "cluster of the query"),
+        ),
+    ),
+    Table(
+        name="neighbours",
+        root="run",
+        kind="output",
+        row="one retrieved picture of one query or of one query set's cluster; part = position of the query set in the recipe",
+        schema=_schema(
+            ("query_set", pa.string(), "name of the set"),
+            ("query_id", pa.int64(), "query picture; null in mode cluster"),
+            _ID,
+            ("rank", pa.int32(), "from 0, within the query or the cluster"),
+            ("similarity", pa.float32(), "cosine to the query; to the centroid in mode cluster"),
+            ("cluster", pa.int32(), "cluster of the picture"),
+        ),
+    ),
+    Table(
+        name="selection",
+        root="run",
+        kind="verdict",
+        row="one pool picture that survived leakage, or one picture of an as-is set",
+        schema=_schema(
+            *_VERDICT,
+            ("part", pa.string(), "query set that chose it first, in recipe order"),
+            ("query_id", pa.int64(), "query that chose it; null in modes cluster and as_is"),
+            ("similarity", pa.float32(), "to that query or centroid"),
+            ("cluster", pa.int32(), "its cluster"),
+        ),
+    ),
+    Table(
+        name="shards",
+        root="run",
+        kind="output",
+        row="one tar",
+        schema=_schema(
+            ("tar", pa.string(), "path inside the run"),
+            ("num_samples", pa.int64(), "pictures"),
+            ("num_bytes", pa.int64(), "size of the tar"),
+            ("sha256", pa.string(), "of the tar"),
+        ),
+    ),
+    Table(
+        name="manifest",
+        root="run",
+        kind="output",
+        row="one sample of one tar; part = tar",
+        schema=_schema(
+            ("key", pa.string(), "sample key inside the tar, sorted"),
+            _ID,
+            ("url", pa.string(), "where it came from"),
+            ("page_url", pa.string(), "page that shows it"),
+            ("alt_text", pa.string(), "text that came with it"),
+            ("source", pa.string(), "list, folder or set"),
+            ("label", pa.string(), "class, where the source is labelled"),
+            _SHA,
+            ("width_px", pa.int32(), "after orientation"),
+            ("height_px", pa.int32(), "after orientation"),
+            ("blurred", pa.bool_(), "faces were blurred"),
+            ("part", pa.string(), "query set that chose it"),
+            ("query_id", pa.int64(), "query that chose it"),
+            ("similarity", pa.float32(), "to it"),
+            ("cluster", pa.int32(), "its cluster"),
+            ("tar", pa.string(), "path inside the run"),
+            ("offset", pa.int64(), "of the picture's first byte inside the tar"),
+            ("size", pa.int64(), "bytes of the picture as stored in the tar"),
+            ("ext", pa.string(), "extension inside the tar"),
+        ),
+    ),
+)
+
+TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+
+
+def verdict_before(name: str) -> str | None:
+    """The verdict whose kept rows the verdict ``name`` covers; None for the first."""
+    place = VERDICTS.index(name)
+    return VERDICTS[place - 1] if place else None

@@ -1,0 +1,245 @@
+"""The contract between a stage and the runner.
+
+Two shapes, plain classes. A ``ShardStage`` turns the tables of one shard into its part of the tables that it writes. A
+``GlobalStage`` sees all shards, and does its heavy work through ``map``: tasks over parts, in process or over Ray, each
+committed, skipped when done and retried like a shard. Neither commits anything itself, so neither can half-write.
+
+A stage file is: a frozen config, pure functions on arrays (these carry the tests), a short class.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict
+
+from curation.schema import TABLES, Part, Role, Root
+
+
+class Config(BaseModel):
+    """Base of every section of a recipe: frozen, and an unknown key is an error.
+
+    A field declared with ``json_schema_extra=EXECUTION`` says how, not what (workers, paths, ports): it stands outside
+    every fingerprint.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """The values that decide content, JSON-able, execution fields left out."""
+        values: dict[str, Any] = {}
+        for name, info in type(self).model_fields.items():
+            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("execution"):
+                continue
+            value = getattr(self, name)
+            values[name] = value.fingerprint_values() if isinstance(value, Config) else _plain(value)
+        return values
+
+
+EXECUTION: dict[str, Any] = {"execution": True}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Config):
+        return value.fingerprint_values()
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    return value
+
+
+def digest_of(value: Any) -> str:
+    """sha256 of the canonical JSON of plain data, hex."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+class ConfigError(Exception):
+    """Bad configuration: one readable line naming the key, the value got, the values allowed and the way out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one task of a stage needs."""
+
+    gpus: float = 0.0
+    max_tasks: int | None = None  # at most so many tasks at once over the whole cluster; None = as many as fit
+    speculative: bool = True  # a straggler may be run twice; never true for what visits other people's servers
+
+
+class ObjectTar(Protocol):
+    """A tar being written into a root. It is stored under its own digest by ``close``; until then nobody sees it."""
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member; the offset of its first byte inside the tar."""
+
+    def close(self) -> str:
+        """Store the tar; its path inside the root, ``<folder>/<shard>-<digest>.tar``. Empty string when nothing was added."""
+
+
+class TaskIO(Protocol):
+    """All that a stage or a task may touch. Given by the runner, in whatever process the work runs."""
+
+    shard: int  # of the task; -1 for a task of a GlobalStage that has none
+    role: Role  # of the shard
+    rows: pa.Table  # image_id, sha256: the rows that a facts stage is asked for, in id order
+
+    def part(self, table: str, index: int) -> Part:
+        """The part of a table, wherever the recipe's models put that table."""
+
+    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        """One part of any table."""
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        """The part of table ``name`` for this task's shard."""
+
+    def kept(self, verdict: str, shard: int) -> pa.Table:
+        """image_id, sha256 of the rows that a verdict kept in a shard, in id order."""
+
+    def blob(self, path: str, offset: int, size: int, root: Root = "pool") -> bytes:
+        """A range of a stored object."""
+
+    def tar(self, folder: str, root: Root = "pool") -> ObjectTar:
+        """Start a tar in ``folder``."""
+
+
+class Context(Protocol):
+    """What a stage may ask about the run while it is planned, in the driver."""
+
+    def shards(self, *roles: Role) -> list[int]:
+        """All shards of these roles, ascending."""
+
+    def sources(self) -> pa.Table:
+        """The table ``sources``."""
+
+    def part(self, table: str, index: int) -> Part:
+        """The part of a table, wherever the recipe's models put that table."""
+
+    def digest(self, part: Part) -> str:
+        """Content digest of a committed part."""
+
+    def local(self, path: str) -> str:
+        """A path of a recipe, made absolute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """One call of a module-level function: ``function(io, **args)``.
+
+    With ``writes`` the function returns that part as a pa.Table and the runner commits it: it is done when the part is
+    there with the fingerprint of (stage, function, args, content of ``reads``). Without, its result goes back to ``run``
+    and must be small.
+    """
+
+    function: Callable[..., Any]
+    args: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: paths, ids, small numbers
+    reads: tuple[Part, ...] = ()
+    writes: Part | None = None
+    shard: int = -1
+    once: bool = False  # a fit: when it is there it stays, whatever its inputs became since
+
+
+Map = Callable[[Sequence[Task]], list[Any]]
+
+
+class Stage:
+    """What both shapes declare. ``config`` is the section of the recipe that the stage reads."""
+
+    name: ClassVar[str]
+    reads: ClassVar[tuple[str, ...]]
+    writes: ClassVar[tuple[str, ...]]
+    version: ClassVar[int] = 1
+    resources: ClassVar[Resources] = Resources()
+    roles: ClassVar[tuple[Role, ...]] = ("pool",)
+    # Facts enter a fingerprint by their model's folder, because the verdict read beside them fixes the rows. A stage that
+    # judges the facts themselves (was it fetched?) names them here, and they enter by content.
+    by_content: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """What of the recipe decides the content of this stage's output."""
+        return self.config.fingerprint_values()
+
+    def folder(self, table: str, context: Context) -> str:
+        """Folder of an output table. Model stages add a key, so that two models never share one: ``TABLE/MODEL-KEY``."""
+        del context
+        return table
+
+
+class ShardStage(Stage):
+    """Tables of one shard in, its part of each table in ``writes`` out.
+
+    A facts stage is asked for ``io.rows`` and answers exactly these rows; rows that earlier runs computed with the same
+    model are carried over by the runner. ``after`` names the verdict that lets its rows through; shards of query sets and
+    benchmarks have met ``fetched`` only.
+    """
+
+    kind: ClassVar[str]  # facts | verdict | output
+    after: ClassVar[str | None] = None
+
+    def setup(self) -> None:
+        """Load what is needed once a worker: weights, sessions, fits are read through ``io`` on first use."""
+
+    def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
+        """One table for each name in ``writes``, rows in id order."""
+        raise NotImplementedError
+
+
+class GlobalStage(Stage):
+    """Work over all shards, through ``map``. Holds ids and small arrays only, never all vectors or bytes."""
+
+    def run(self, context: Context, map: Map) -> None:  # noqa: A002 - the word the design uses
+        """Plan tasks, map them, plan the next ones from what they wrote."""
+        raise NotImplementedError
+
+
+def keyed_folder(table: str, model: str, *parts: Any) -> str:
+    """``TABLE/MODEL-KEY`` with eight hex digits of the digest of everything that decides the facts."""
+    return f"{table}/{model}-{digest_of(list(parts))[:8]}"
+
+
+def empty_table(name: str) -> pa.Table:
+    """A table of the schema with no row."""
+    return TABLES[name].schema.empty_table()
+
+
+def verdict_table(
+    name: str,
+    rows: pa.Table,
+    *,
+    reason: Sequence[str | None],
+    score: Any = None,
+    threshold: Any = None,
+    **extra: Any,
+) -> pa.Table:
+    """A verdict over ``rows`` (image_id, sha256): dropped where ``reason`` is given.
+
+    ``score`` and ``threshold`` are sequences of length N with None where nothing was judged, or None for all;
+    ``extra`` holds the further columns of the verdict.
+    """
+    num_rows = rows.num_rows
+    columns: dict[str, Any] = {
+        "image_id": rows["image_id"],
+        "sha256": rows["sha256"],
+        "keep": [r is None for r in reason],
+        "reason": list(reason),
+        "score": [None] * num_rows if score is None else score,
+        "threshold": [None] * num_rows if threshold is None else threshold,
+        **extra,
+    }
+    schema = TABLES[name].schema
+    arrays = []
+    for column in schema:
+        values = columns[column.name]
+        if isinstance(values, (pa.Array, pa.ChunkedArray)):
+            arrays.append(values.cast(column.type))
+        else:
+            arrays.append(pa.array(values, column.type, from_pandas=True))
+    return pa.Table.from_arrays(arrays, schema=schema)
