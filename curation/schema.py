@@ -20,9 +20,14 @@ SHARDS_PER_SOURCE_LIMIT = 1_000_000
 Root = Literal["pool", "run"]
 Kind = Literal["facts", "verdict", "output"]
 Role = Literal["pool", "query", "benchmark"]
+# Parts of a table: one a shard, exactly one (part 0), or one a task of the stage that writes it.
+Parts = Literal["shard", "single", "task"]
 
 # The verdicts in the order in which a row meets them. Each covers the rows kept by the one before it.
 VERDICTS = ("screened", "fetched", "safety", "near", "duplicates", "leakage", "selection")
+# Shards of query sets and benchmarks meet only the verdicts up to this one, and there only broken lines, failed fetches
+# and pictures that do not decode are dropped. What a later verdict would keep of them is what this one kept.
+LAST_VERDICT_OF_REFERENCES = "safety"
 
 
 class Part(NamedTuple):
@@ -47,6 +52,7 @@ class Table:
     kind: Kind
     row: str
     schema: pa.Schema
+    parts: Parts = "shard"
 
 
 def image_ids(shard: int, num_rows: int) -> np.ndarray:
@@ -105,6 +111,7 @@ _TABLES = (
         name="sources",
         root="pool",
         kind="facts",
+        parts="single",
         row="one registered source: list, folder, tar, benchmark, query set",
         schema=_schema(
             ("source_id", pa.int32(), "position of registration; first shard = source_id * 1_000_000"),
@@ -135,6 +142,21 @@ _TABLES = (
             ("label", pa.string(), "class, where the source is labelled"),
             ("error", pa.string(), "why the line cannot be used; null where it can"),
         ),
+    ),
+    Table(
+        name="url_keys",
+        root="run",
+        kind="output",
+        row="one line that passed the rules of screening that look at one line only",
+        schema=_schema(_ID, ("url_key", pa.uint64(), "first 8 bytes of the sha256 of the canonical address")),
+    ),
+    Table(
+        name="url_duplicates",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one line whose address an earlier line has; part = range of url_key",
+        schema=_schema(_ID, ("first_id", pa.int64(), "least image_id with this address")),
     ),
     Table(
         name="screened",
@@ -234,11 +256,25 @@ _TABLES = (
         name="near_pairs",
         root="run",
         kind="output",
+        parts="task",
         row="one pair of pictures with hashes within the radius, a < b; part = key range",
         schema=_schema(
             ("a", pa.int64(), "image_id"),
             ("b", pa.int64(), "image_id"),
             ("distance_bits", pa.int16(), "Hamming distance of their pHashes"),
+        ),
+    ),
+    Table(
+        name="near_groups",
+        root="run",
+        kind="output",
+        parts="single",
+        row="one picture that is in a group of two or more",
+        schema=_schema(
+            _ID,
+            ("representative_id", pa.int64(), "the picture kept for the group"),
+            ("exact", pa.bool_(), "its bytes equal the representative's"),
+            ("distance_bits", pa.int16(), "Hamming distance of its pHash to the representative's"),
         ),
     ),
     Table(
@@ -252,6 +288,7 @@ _TABLES = (
         name="fit_descriptor",
         root="pool",
         kind="output",
+        parts="single",
         row="one named array of the fitted copy descriptor",
         schema=_schema(
             ("name", pa.string(), "array"),
@@ -270,6 +307,7 @@ _TABLES = (
         name="fit_quantiser",
         root="pool",
         kind="output",
+        parts="single",
         row="one centroid of the coarse quantiser over descriptors",
         schema=_schema(("centroid", pa.int32(), "number"), ("vector", pa.list_(pa.float32()), "unit length")),
     ),
@@ -277,11 +315,25 @@ _TABLES = (
         name="edges",
         root="run",
         kind="output",
+        parts="task",
         row="one pair of pool pictures at or above the descriptor's threshold, a < b; part = inverted list",
         schema=_schema(
             ("a", pa.int64(), "image_id"),
             ("b", pa.int64(), "image_id"),
             ("similarity", pa.float32(), "cosine, exact fp32"),
+        ),
+    ),
+    Table(
+        name="components",
+        root="run",
+        kind="output",
+        parts="single",
+        row="one picture that is in a component of two or more",
+        schema=_schema(
+            _ID,
+            ("component_id", pa.int64(), "least image_id of the component"),
+            ("representative_id", pa.int64(), "the picture kept for the component"),
+            ("similarity", pa.float32(), "highest similarity of an edge of this picture"),
         ),
     ),
     Table(
@@ -299,6 +351,7 @@ _TABLES = (
         name="reference_edges",
         root="run",
         kind="output",
+        parts="task",
         row="one pair of a pool picture and a benchmark picture at or above the leakage threshold; part = inverted list",
         schema=_schema(
             ("image_id", pa.int64(), "pool picture"),
@@ -321,6 +374,7 @@ _TABLES = (
         name="fit_embedder",
         root="pool",
         kind="output",
+        parts="single",
         row="one named array of the fitted embedder",
         schema=_schema(
             ("name", pa.string(), "array"),
@@ -333,6 +387,7 @@ _TABLES = (
         name="fit_kmeans",
         root="pool",
         kind="output",
+        parts="single",
         row="one centroid",
         schema=_schema(("cluster", pa.int32(), "number"), ("vector", pa.list_(pa.float32()), "centroid")),
     ),
@@ -361,6 +416,7 @@ _TABLES = (
         name="neighbours",
         root="run",
         kind="output",
+        parts="task",
         row="one retrieved picture of one query or of one query set's cluster; part = position of the query set in the recipe",
         schema=_schema(
             ("query_set", pa.string(), "name of the set"),
@@ -375,10 +431,10 @@ _TABLES = (
         name="selection",
         root="run",
         kind="verdict",
-        row="one pool picture that survived leakage, or one picture of an as-is set",
+        row="one pool picture that survived leakage, or one picture of an as-is set (reason not_retrieved or over_cap)",
         schema=_schema(
             *_VERDICT,
-            ("part", pa.string(), "query set that chose it first, in recipe order"),
+            ("part", pa.string(), "query set that chose it first, in recipe order; the set itself for an as-is set"),
             ("query_id", pa.int64(), "query that chose it; null in modes cluster and as_is"),
             ("similarity", pa.float32(), "to that query or centroid"),
             ("cluster", pa.int32(), "its cluster"),
@@ -388,6 +444,7 @@ _TABLES = (
         name="shards",
         root="run",
         kind="output",
+        parts="single",
         row="one tar",
         schema=_schema(
             ("tar", pa.string(), "path inside the run"),
@@ -400,6 +457,7 @@ _TABLES = (
         name="manifest",
         root="run",
         kind="output",
+        parts="task",
         row="one sample of one tar; part = tar",
         schema=_schema(
             ("key", pa.string(), "sample key inside the tar, sorted"),

@@ -13,6 +13,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
@@ -87,7 +88,10 @@ class TaskIO(Protocol):
 
     shard: int  # of the task; -1 for a task of a GlobalStage that has none
     role: Role  # of the shard
-    rows: pa.Table  # image_id, sha256: the rows that a facts stage is asked for, in id order
+    # image_id, sha256, in id order: what the verdict `after` kept in the shard; for a facts stage only those of them
+    # that no earlier generation holds.
+    rows: pa.Table
+    scratch: Path  # an empty folder on the worker's disk, gone when the task ends
 
     def part(self, table: str, index: int) -> Part:
         """The part of a table, wherever the recipe's models put that table."""
@@ -99,7 +103,10 @@ class TaskIO(Protocol):
         """The part of table ``name`` for this task's shard."""
 
     def kept(self, verdict: str, shard: int) -> pa.Table:
-        """image_id, sha256 of the rows that a verdict kept in a shard, in id order."""
+        """image_id, sha256 of the rows that a verdict kept in a shard, in id order.
+
+        For shards of query sets and benchmarks, which meet no verdict after safety, what safety kept.
+        """
 
     def blob(self, path: str, offset: int, size: int, root: Root = "pool") -> bytes:
         """A range of a stored object."""
@@ -122,9 +129,6 @@ class Context(Protocol):
 
     def digest(self, part: Part) -> str:
         """Content digest of a committed part."""
-
-    def local(self, path: str) -> str:
-        """A path of a recipe, made absolute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -151,6 +155,7 @@ class Stage:
     """What both shapes declare. ``config`` is the section of the recipe that the stage reads."""
 
     name: ClassVar[str]
+    section: ClassVar[str]  # of the recipe: the dotted path under which its config stands, for messages
     reads: ClassVar[tuple[str, ...]]
     writes: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1
