@@ -9,7 +9,7 @@ score, threshold`` and cover exactly the rows that the verdict before them kept;
 """
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,8 @@ VERDICTS = ("screened", "fetched", "safety", "near", "duplicates", "leakage", "s
 LAST_VERDICT_OF_REFERENCES = "safety"
 
 
-class Part(NamedTuple):
+@dataclass(frozen=True, order=True)
+class Part:
     """One parquet file of a table: ``<root>/<folder>/part-<index>.parquet``."""
 
     root: Root
@@ -246,7 +247,11 @@ _TABLES = (
             ("blurred_object", pa.string(), "tar of the blurred version; null where nothing was blurred"),
             ("blurred_offset", pa.int64(), "of its first byte"),
             ("blurred_bytes", pa.int64(), "its size"),
-            ("small_object", pa.string(), "tar of the 288-px intermediate (faces blurred); null where it did not decode"),
+            (
+                "small_object",
+                pa.string(),
+                "tar of the 288-px intermediate (faces blurred); null where it did not decode",
+            ),
             ("small_offset", pa.int64(), "of its first byte"),
             ("small_bytes", pa.int64(), "its size"),
         ),
@@ -282,7 +287,9 @@ _TABLES = (
         root="run",
         kind="verdict",
         row="one safe picture",
-        schema=_schema(*_VERDICT, ("representative_id", pa.int64(), "the picture kept for its group; itself where alone")),
+        schema=_schema(
+            *_VERDICT, ("representative_id", pa.int64(), "the picture kept for its group; itself where alone")
+        ),
     ),
     Table(
         name="fit_descriptor",
@@ -382,7 +389,13 @@ _TABLES = (
             ("data", pa.list_(pa.float32()), "row-major"),
         ),
     ),
-    Table(name="embeddings", root="pool", kind="facts", row="one picture; unit vector for meaning", schema=vector_schema(0)),
+    Table(
+        name="embeddings",
+        root="pool",
+        kind="facts",
+        row="one picture; unit vector for meaning",
+        schema=vector_schema(0),
+    ),
     Table(
         name="fit_kmeans",
         root="pool",
@@ -441,6 +454,18 @@ _TABLES = (
         ),
     ),
     Table(
+        name="export_plan",
+        root="run",
+        kind="output",
+        parts="single",
+        row="one chosen picture, in the order of the seeded shuffle",
+        schema=_schema(
+            ("position", pa.int64(), "place in the shuffled set, from 0; the sample's key"),
+            _ID,
+            ("tar", pa.int32(), "number of the tar that holds it"),
+        ),
+    ),
+    Table(
         name="shards",
         root="run",
         kind="output",
@@ -484,9 +509,19 @@ _TABLES = (
 )
 
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
+# Their vectors have the length that the model gives; the schema above holds a nominal one.
+VECTOR_TABLES = ("descriptors", "embeddings")
+# Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
+LOGS = ("fetch_log",)
 
 
 def verdict_before(name: str) -> str | None:
     """The verdict whose kept rows the verdict ``name`` covers; None for the first."""
     place = VERDICTS.index(name)
     return VERDICTS[place - 1] if place else None
+
+
+def table_of(part: Part) -> str:
+    """Table of a part, whose folder is ``TABLE``, ``TABLE/MODEL-KEY`` or ``fits/TABLE/MODEL-KEY``."""
+    folders = part.folder.split("/")
+    return folders[1] if folders[0] == "fits" else folders[0]

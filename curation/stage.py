@@ -68,6 +68,7 @@ class ConfigError(Exception):
 class Resources:
     """What one task of a stage needs."""
 
+    cpus: float = 1.0  # 0: waits on the network rather than computes; such tasks have a small pool of their own
     gpus: float = 0.0
     max_tasks: int | None = None  # at most so many tasks at once over the whole cluster; None = as many as fit
     speculative: bool = True  # a straggler may be run twice; never true for what visits other people's servers
@@ -86,7 +87,7 @@ class ObjectTar(Protocol):
 class TaskIO(Protocol):
     """All that a stage or a task may touch. Given by the runner, in whatever process the work runs."""
 
-    shard: int  # of the task; -1 for a task of a GlobalStage that has none
+    shard: int  # -1 for a task of a GlobalStage
     role: Role  # of the shard
     # image_id, sha256, in id order: what the verdict `after` kept in the shard; for a facts stage only those of them
     # that no earlier generation holds.
@@ -95,6 +96,9 @@ class TaskIO(Protocol):
 
     def part(self, table: str, index: int) -> Part:
         """The part of a table, wherever the recipe's models put that table."""
+
+    def parts(self, table: str) -> list[Part]:
+        """All parts of a table that this run has, in order of index: for tables with one part a task."""
 
     def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
         """One part of any table."""
@@ -110,6 +114,9 @@ class TaskIO(Protocol):
 
     def blob(self, path: str, offset: int, size: int, root: Root = "pool") -> bytes:
         """A range of a stored object."""
+
+    def size(self, path: str, root: Root = "pool") -> int:
+        """Bytes of a stored object."""
 
     def tar(self, folder: str, root: Root = "pool") -> ObjectTar:
         """Start a tar in ``folder``."""
@@ -127,28 +134,31 @@ class Context(Protocol):
     def part(self, table: str, index: int) -> Part:
         """The part of a table, wherever the recipe's models put that table."""
 
+    def parts(self, table: str) -> list[Part]:
+        """All parts of a table that this run has, in order of index."""
+
     def digest(self, part: Part) -> str:
         """Content digest of a committed part."""
+
+    def num_rows(self, part: Part) -> int:
+        """Rows of a committed part."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One call of a module-level function: ``function(io, **args)``.
+    """One call of a module-level function, ``function(io, **args) -> pa.Table``, whose table is the part ``writes``.
 
-    With ``writes`` the function returns that part as a pa.Table and the runner commits it: it is done when the part is
-    there with the fingerprint of (stage, function, args, content of ``reads``). Without, its result goes back to ``run``
-    and must be small.
+    It is done when that part is there with the fingerprint of (stage, function, args, content of ``reads``).
     """
 
-    function: Callable[..., Any]
-    args: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: paths, ids, small numbers
+    function: Callable[..., pa.Table]
+    writes: Part
+    args: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: ids, names, small numbers
     reads: tuple[Part, ...] = ()
-    writes: Part | None = None
-    shard: int = -1
     once: bool = False  # a fit: when it is there it stays, whatever its inputs became since
 
 
-Map = Callable[[Sequence[Task]], list[Any]]
+Map = Callable[[Sequence[Task]], None]
 
 
 class Stage:
@@ -171,6 +181,9 @@ class Stage:
     def fingerprint_values(self) -> dict[str, Any]:
         """What of the recipe decides the content of this stage's output."""
         return self.config.fingerprint_values()
+
+    def preflight(self) -> None:
+        """Check what only this stage knows, such as weights that must be there; raises ConfigError, and is quick."""
 
     def folder(self, table: str, context: Context) -> str:
         """Folder of an output table. Model stages add a key, so that two models never share one: ``TABLE/MODEL-KEY``."""

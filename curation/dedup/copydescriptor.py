@@ -1,0 +1,246 @@
+"""Copy descriptors by name: bytes of a picture in, one unit vector of 512 numbers out.
+
+``sift-vlad-dct``
+    Weight-free. RootSIFT of the grey picture at a fixed size, aggregated (VLAD) and whitened by a PCA, joined with the low
+    frequencies of its grey thumbnail. Words and whitening are fitted once on a sample of the pool.
+``sscd:PATH``
+    SSCD (Pizzi et al. 2022, arXiv:2202.10261): a TorchScript file, or the state dict of its torchvision ResNet-50.
+``timm:NAME``
+    A timm model with weights from ``weights``; of at most 512 features, padded with zeros.
+
+Thresholds belong to the descriptor. A descriptor without known ones needs them in the recipe.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from pydantic import Field
+
+from curation.stage import EXECUTION, Config, ConfigError
+
+DIM = 512
+WEIGHT_FREE = "sift-vlad-dct"
+
+
+class Thresholds(NamedTuple):
+    """Cosine at and above which two pictures are copies."""
+
+    duplicate: float
+    leakage: float
+
+
+KNOWN_THRESHOLDS = {
+    # DINOv2 (arXiv:2304.07193), appendix A.3.
+    "sscd": Thresholds(0.60, 0.45),
+    # Precision >= .99 on labelled copies among distinct photographs: tests/benchmarks/descriptor_thresholds.py --data DIR
+    WEIGHT_FREE: Thresholds(0.40, 0.40),
+}
+
+
+class DescriptorConfig(Config):
+    """Which descriptor finds copies."""
+
+    name: str = WEIGHT_FREE  # sift-vlad-dct | sscd:PATH | timm:NAME
+    weights: str | None = Field(
+        None, json_schema_extra=EXECUTION
+    )  # file of timm weights; its digest is in the fingerprint
+    duplicate_threshold: float | None = Field(None, gt=-1, lt=1)  # None = the descriptor's own
+    leakage_threshold: float | None = Field(None, gt=-1, lt=1)
+    fit_pictures: int = Field(800, ge=1)  # of sift-vlad-dct: pictures that fit words and whitening
+    fit_shards: int = Field(16, ge=1)  # first shards of the pool that the sample is drawn from
+    fit_seed: int = 0
+
+    @property
+    def kind(self) -> str:
+        """sift-vlad-dct, sscd or timm."""
+        return self.name.partition(":")[0]
+
+    @property
+    def weights_path(self) -> str | None:
+        """File that holds the weights; None where the descriptor has none."""
+        return self.name.partition(":")[2] if self.kind == "sscd" else self.weights
+
+    def model_values(self) -> dict[str, Any]:
+        """What decides the vectors: the name without a path, the digest of the weights, the fit."""
+        if self.kind == WEIGHT_FREE:
+            return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards, self.fit_seed]}
+        name = "sscd" if self.kind == "sscd" else self.name
+        path = self.weights_path
+        return {"name": name, "weights_sha256": file_sha256(path) if path else None}
+
+    def thresholds(self) -> Thresholds:
+        """The recipe's thresholds, the descriptor's own where the recipe gives none.
+
+        Raises:
+            ConfigError: neither knows one.
+        """
+        known = KNOWN_THRESHOLDS.get(self.kind)
+        given = {"duplicate_threshold": self.duplicate_threshold, "leakage_threshold": self.leakage_threshold}
+        for key, value in given.items():
+            if value is None and known is None:
+                raise ConfigError(
+                    f"descriptor.{key}: got none, and none is known for {self.name!r}; allowed: a cosine between -1 and 1, "
+                    f"or a descriptor with known thresholds ({', '.join(sorted(KNOWN_THRESHOLDS))}); measure one with "
+                    "tests/benchmarks/descriptor_thresholds.py"
+                )
+        return Thresholds(
+            known.duplicate if self.duplicate_threshold is None and known else float(self.duplicate_threshold or 0),
+            known.leakage if self.leakage_threshold is None and known else float(self.leakage_threshold or 0),
+        )
+
+    def check(self) -> None:
+        """Refuse before any work what cannot run.
+
+        Raises:
+            ConfigError: unknown name, missing weights or thresholds.
+        """
+        rest = self.name.partition(":")[2]
+        if not (self.name == WEIGHT_FREE or (self.kind in ("sscd", "timm") and rest)):
+            raise ConfigError(
+                f"descriptor.name: got {self.name!r}, allowed: {WEIGHT_FREE}, sscd:PATH, timm:NAME; {WEIGHT_FREE} needs no weights"
+            )
+        path = self.weights_path
+        key = "descriptor.name" if self.kind == "sscd" else "descriptor.weights"
+        if self.name != WEIGHT_FREE and not (path and Path(path).is_file()):
+            raise ConfigError(
+                f"{key}: got {path!r}, which is no file; allowed: a path of weights for {self.name!r}; "
+                f"or set descriptor.name={WEIGHT_FREE}, which needs none"
+            )
+        self.thresholds()
+
+
+@lru_cache(maxsize=16)
+def _sha256_of(path: str, size: int, changed_ns: int) -> str:
+    del size, changed_ns
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def file_sha256(path: str) -> str:
+    """sha256 of a file, hex; read once as long as it does not change.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        raise ConfigError(
+            f"descriptor weights: {path} cannot be read ({error.strerror}); give the path of a file"
+        ) from None
+    return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
+
+
+class Descriptor(Protocol):
+    """A loaded descriptor."""
+
+    def vector(self, rgb: np.ndarray) -> np.ndarray:
+        """RGB uint8 [H, W, 3] to a unit vector, float32 [512]. A pure function of the pixels."""
+
+
+def open_descriptor(config: DescriptorConfig, fit: dict[str, np.ndarray]) -> Descriptor:
+    """Load a descriptor; ``fit`` holds the arrays that ``fit_descriptor`` stores, empty for models with weights."""
+    config.check()
+    if config.kind == WEIGHT_FREE:
+        from curation.dedup.siftvlad import SiftVladDct
+
+        return SiftVladDct(fit)
+    if config.kind == "sscd":
+        return TorchDescriptor(load_sscd(str(config.weights_path)))
+    return TorchDescriptor(load_timm(config.name.partition(":")[2], str(config.weights_path)))
+
+
+# --- models with weights --------------------------------------------------------------------------------------------
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+
+class TorchDescriptor:
+    """A torch model over the 288-px picture, one at a time, in fp32: each keeps its own aspect, as SSCD's README asks."""
+
+    def __init__(self, model: Any) -> None:
+        import torch
+
+        torch.set_num_threads(1)
+        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.model = model.to(self.device).eval()
+
+    def vector(self, rgb: np.ndarray) -> np.ndarray:
+        """See ``Descriptor``."""
+        import torch
+
+        with torch.inference_mode():
+            pixels = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(2, 0, 1)[None].float() / 255
+            mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
+            feature = self.model((pixels - mean) / std).flatten(1)[0].float().cpu().numpy()
+        if len(feature) > DIM:
+            raise ConfigError(
+                f"descriptor.name: got a model of {len(feature)} features, allowed: at most {DIM}; choose another"
+            )
+        padded = np.zeros(DIM, np.float32)
+        padded[: len(feature)] = feature
+        return np.asarray(padded / max(float(np.linalg.norm(padded)), 1e-12), np.float32)
+
+
+def load_sscd(path: str) -> Any:
+    """SSCD from a TorchScript file or from the state dict of its torchvision ResNet-50.
+
+    Raises:
+        ConfigError: the file is neither.
+    """
+    import torch
+
+    try:
+        return torch.jit.load(path, map_location="cpu")
+    except RuntimeError:
+        pass
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        model = sscd_resnet50(state["backbone.fc.weight"].shape[0])
+        model.load_state_dict({key.removeprefix("backbone."): value for key, value in state.items()})
+    except Exception as error:
+        raise ConfigError(
+            f"descriptor.name: got {path!r}, which holds neither a TorchScript model nor the state dict of SSCD's torchvision "
+            f"ResNet-50 ({type(error).__name__}); give sscd_disc_mixup.torchscript.pt or sscd_disc_mixup.torchvision.pt"
+        ) from None
+    return model
+
+
+def sscd_resnet50(dim: int) -> Any:
+    """SSCD's torchvision form: ResNet-50, generalised-mean pooling with p = 3, a linear layer to ``dim``."""
+    import torch
+    from torchvision.models import resnet50
+
+    class GeneralisedMean(torch.nn.Module):
+        def forward(self, x: Any) -> Any:
+            mean = x.clamp(min=1e-6).pow(3.0).mean((2, 3), keepdim=True)
+            return mean.pow(1.0 / 3.0)
+
+    model = resnet50(weights=None, num_classes=dim)
+    model.avgpool = GeneralisedMean()
+    return model
+
+
+def load_timm(name: str, path: str) -> Any:
+    """A timm model without its classifier, weights from a file.
+
+    Raises:
+        ConfigError: no such model, or the file does not fit it.
+    """
+    import timm
+
+    try:
+        return timm.create_model(name, pretrained=False, num_classes=0, checkpoint_path=path)
+    except Exception as error:
+        raise ConfigError(
+            f"descriptor: {path!r} does not load as timm:{name} ({error!s:.200}); give weights of that model"
+        ) from None

@@ -1,0 +1,187 @@
+"""Descriptors of pictures for copy detection: a fit where the descriptor needs one, then one vector a picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from curation.dedup.copydescriptor import DIM, WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
+from curation.dedup.near import rows_at
+from curation.schema import TABLES, vector_schema
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, digest_of, keyed_folder
+
+# --- named arrays in a table ----------------------------------------------------------------------------------------
+
+
+def arrays_to_table(arrays: dict[str, np.ndarray]) -> pa.Table:
+    """Named float32 arrays as rows of ``fit_descriptor``, by name."""
+    rows = [
+        {"name": name, "shape": list(array.shape), "data": np.asarray(array, np.float32).ravel()}
+        for name, array in sorted(arrays.items())
+    ]
+    return pa.Table.from_pylist(rows, schema=TABLES["fit_descriptor"].schema)
+
+
+def table_to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
+    """The reverse of ``arrays_to_table``."""
+    names, shapes = table["name"].to_pylist(), table["shape"].to_pylist()
+    return {
+        name: table["data"][row].values.to_numpy(zero_copy_only=False).astype(np.float32).reshape(shapes[row])
+        for row, name in enumerate(names)
+    }
+
+
+# --- reading pictures -----------------------------------------------------------------------------------------------
+
+_PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
+
+
+def read_small(io: TaskIO, place: dict[str, Any]) -> np.ndarray:
+    """The 288-px picture that ``detections`` points to, RGB uint8 [H, W, 3].
+
+    Raises:
+        LookupError: none was stored, so the row should not have been let through.
+    """
+    from training.data.pixels import decode
+
+    if place["small_object"] is None:
+        raise LookupError(f"picture {place['image_id']} passed safety, but look stored no 288-px version of it")
+    data = io.blob(place["small_object"], place["small_offset"], place["small_bytes"])
+    rgb: np.ndarray = decode(data).rgb
+    return rgb
+
+
+def vectors_table(image_id: pa.ChunkedArray, sha256: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
+    """Rows of ``descriptors``; vectors float [N, 512] are rounded to fp16."""
+    flat = pa.array(np.ascontiguousarray(vectors, np.float16).ravel())
+    column = pa.FixedSizeListArray.from_arrays(flat, DIM)
+    return pa.table([image_id, sha256, column], schema=vector_schema(DIM))
+
+
+def vectors_of(table: pa.Table) -> np.ndarray:
+    """The column ``vector`` as float32 [N, 512]."""
+    column = table["vector"].combine_chunks()
+    if isinstance(column, pa.ChunkedArray):
+        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
+    values = column.flatten().to_numpy(zero_copy_only=False)
+    return np.asarray(values, np.float32).reshape(len(table), -1 if len(table) else DIM)
+
+
+# --- fit ------------------------------------------------------------------------------------------------------------
+
+
+def sample_of(io: TaskIO, shards: list[int], num_pictures: int) -> list[dict[str, Any]]:
+    """Places of the pictures with the least sha256 in some shards, each content once, in the order of sha256."""
+    best: dict[str, dict[str, Any]] = {}
+    for shard in shards:
+        hashes = io.read(io.part("hashes", shard), ["image_id", "sha256", "ok"])
+        places = io.read(io.part("detections", shard), _PLACE)
+        ok = hashes.filter(hashes["ok"])
+        at = rows_at(places["image_id"].to_numpy(), ok["image_id"].to_numpy())
+        rows = zip(ok["sha256"].to_pylist(), places.take(pa.array(at)).to_pylist(), strict=True)
+        for sha256, place in rows:
+            if place["small_object"] is not None:
+                best.setdefault(sha256, place)
+        best = {sha256: best[sha256] for sha256 in sorted(best)[:num_pictures]}
+    return list(best.values())
+
+
+def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, seed: int) -> pa.Table:
+    """The table ``fit_descriptor``; no row where the descriptor needs no fit (``num_pictures`` = 0)."""
+    from threadpoolctl import threadpool_limits
+
+    from curation.dedup.siftvlad import fit_sift_vlad
+
+    if num_pictures == 0:
+        return arrays_to_table({})
+    places = sample_of(io, shards, num_pictures)
+
+    def pictures() -> Iterator[np.ndarray]:
+        for place in places:
+            yield read_small(io, place)
+
+    limits: Any = threadpool_limits(1)
+    with limits:
+        return arrays_to_table(fit_sift_vlad(pictures(), seed=seed))
+
+
+class FitDescriptor(GlobalStage):
+    """Words and whitening of the weight-free descriptor, from the first shards of the pool; kept when lists are appended."""
+
+    name = "fit_descriptor"
+    section = "descriptor"
+    reads = ("hashes", "detections")
+    writes = ("fit_descriptor",)
+    config: DescriptorConfig
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """What decides the fit."""
+        return self.config.model_values()
+
+    def folder(self, table: str, context: Context) -> str:
+        """``fits/descriptor-KEY``."""
+        del table, context
+        return f"fits/{keyed_folder('descriptor', self.config.kind, self.config.model_values()).replace('/', '-')}"
+
+    def run(self, context: Context, map: Map) -> None:  # noqa: A002
+        """One fit."""
+        fits = self.config.kind == WEIGHT_FREE
+        shards = context.shards("pool")[: self.config.fit_shards] if fits else []
+        args = {
+            "shards": shards,
+            "num_pictures": self.config.fit_pictures if fits else 0,
+            "seed": self.config.fit_seed,
+        }
+        reads = tuple(context.part(table, shard) for table in ("hashes", "detections") for shard in shards)
+        part = context.part("fit_descriptor", 0)
+        map([Task(function=fit_descriptor, args=args, reads=reads, writes=part, once=True)])
+
+
+# --- apply ----------------------------------------------------------------------------------------------------------
+
+
+class Describe(ShardStage):
+    """One vector for each picture that near let through, and for each picture of query sets and benchmarks."""
+
+    name = "describe"
+    section = "descriptor"
+    kind = "facts"
+    after = "near"
+    reads: ClassVar[tuple[str, ...]] = ("near", "detections", "fit_descriptor")
+    writes = ("descriptors",)
+    roles = ("pool", "query", "benchmark")
+    config: DescriptorConfig
+
+    def __init__(self, config: DescriptorConfig) -> None:
+        super().__init__(config)
+        self._model: Descriptor | None = None
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """What decides the vectors."""
+        return self.config.model_values()
+
+    def folder(self, table: str, context: Context) -> str:
+        """``descriptors/NAME-KEY``: of the model and, where there is one, of its fit."""
+        del table
+        fit = context.digest(context.part("fit_descriptor", 0))
+        return keyed_folder("descriptors", self.config.kind, self.config.model_values(), fit)
+
+    def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
+        """Decode the 288-px pictures one by one."""
+        if self._model is None:
+            self._model = open_descriptor(self.config, table_to_arrays(io.table("fit_descriptor")))
+        rows = io.rows
+        table = io.table("detections", _PLACE)
+        at = rows_at(table["image_id"].to_numpy(), rows["image_id"].to_numpy())
+        vectors = np.zeros((rows.num_rows, DIM), np.float32)
+        for row, place in enumerate(table.take(pa.array(at)).to_pylist()):
+            vectors[row] = self._model.vector(read_small(io, place))
+        return {"descriptors": vectors_table(rows["image_id"], rows["sha256"], vectors)}
+
+
+def descriptor_key(config: DescriptorConfig) -> str:
+    """Eight hex digits of what decides the vectors; fits made on them carry it in their folder."""
+    return digest_of(config.model_values())[:8]

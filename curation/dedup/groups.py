@@ -1,0 +1,210 @@
+"""Groups of pictures: connected components, stars, and which picture stands for a group.
+
+A chain of small steps joins pictures that are not alike, so near-duplicates are grouped as stars: pictures are taken in
+the order of representatives, each one not yet taken becomes a centre and takes what lies within the radius of itself.
+Components and stars depend on the set of pairs only, never on the order of parts, shards or workers.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from curation.dedup.near import NearConfig, rows_at
+from curation.schema import TABLES
+from curation.stage import Context, GlobalStage, Map, Task, TaskIO
+
+# --- pure functions -------------------------------------------------------------------------------------------------
+
+
+def connected_components(num_nodes: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Component of each node, int64 [num_nodes]: the least node of it.
+
+    Args:
+        num_nodes: nodes are 0 to ``num_nodes - 1``.
+        a: one end of each edge, int64 [E]; self edges and repeated ones are allowed.
+        b: the other end.
+    """
+    from scipy.sparse import coo_matrix
+    from scipy.sparse.csgraph import connected_components as label
+
+    if num_nodes == 0:
+        return np.empty(0, np.int64)
+    graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(num_nodes, num_nodes))
+    count, labels = label(graph, directed=False)
+    least = np.full(count, num_nodes, np.int64)
+    np.minimum.at(least, labels, np.arange(num_nodes))
+    return np.asarray(least[labels])
+
+
+def representative_rank(ids: np.ndarray, pixels: np.ndarray, num_bytes: np.ndarray, sha256: np.ndarray) -> np.ndarray:
+    """Rank of each picture as a representative, 0 the best: most pixels, most bytes, least sha256, least id.
+
+    Args:
+        ids: int64 [N].
+        pixels: width times height, int64 [N].
+        num_bytes: of the stored file, int64 [N].
+        sha256: hex, str [N].
+    """
+    order = np.lexsort((ids, sha256.astype(str), -num_bytes, -pixels))
+    rank = np.empty(len(ids), np.int64)
+    rank[order] = np.arange(len(ids))
+    return rank
+
+
+def representatives(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
+    """Position of the best-ranked member of each node's group, int64 [N].
+
+    Args:
+        group: number of the group of each node, int64 [N], within 0 to N - 1.
+        rank: distinct ranks, int64 [N], within 0 to N - 1.
+    """
+    best = np.full(len(group), len(group), np.int64)
+    np.minimum.at(best, group, rank)
+    return np.asarray(np.argsort(rank, kind="stable")[best[group]])
+
+
+def stars(rank: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Centre of each node: greedy in the order of ranks, a free node becomes a centre and takes its free neighbours.
+
+    Computed in rounds over all edges at once, with the result of the greedy loop: a node is a centre as soon as no
+    undecided neighbour ranks before it, and its neighbours are then taken; at the end each taken node belongs to the
+    best-ranked centre beside it.
+
+    Args:
+        rank: distinct ranks, int64 [N], within 0 to N - 1.
+        a: one end of each edge, int64 [E].
+        b: the other end.
+
+    Returns:
+        Node number of the centre, int64 [N]; itself for a centre.
+    """
+    num_nodes = len(rank)
+    node_of = np.argsort(rank, kind="stable")
+    apart = a != b
+    low = np.minimum(rank[a[apart]], rank[b[apart]])
+    high = np.maximum(rank[a[apart]], rank[b[apart]])
+    # From here on a node is its rank.
+    undecided = np.ones(num_nodes, bool)
+    centre = np.zeros(num_nodes, bool)
+    from_, to = low, high
+    while undecided.any():
+        waits = np.zeros(num_nodes, bool)
+        waits[to] = True
+        new = undecided & ~waits
+        centre |= new
+        undecided &= ~new
+        taken = to[new[from_]]
+        undecided[taken] = False
+        live = undecided[from_] & undecided[to]
+        from_, to = from_[live], to[live]
+    owner = np.where(centre, np.arange(num_nodes), num_nodes)
+    holds = centre[low] & ~centre[high]
+    np.minimum.at(owner, high[holds], low[holds])
+    # An edge from a taken node to a centre that ranks after it cannot take it; only the earlier centre does.
+    result = np.empty(num_nodes, np.int64)
+    result[node_of] = node_of[owner]
+    return result
+
+
+def near_groups(
+    a: np.ndarray, b: np.ndarray, distance: np.ndarray, *, rank: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Representative of each node and the distance to it, from the pairs that ``near_pairs`` finds.
+
+    Nodes with equal codes are one node of the star graph, as the chain of zero distances says.
+
+    Args:
+        a: node, int64 [E].
+        b: node, int64 [E].
+        distance: bits, int16 [E].
+        rank: rank as representative, int64 [N].
+
+    Returns:
+        Node number of the representative, int64 [N], and distance_bits, int16 [N].
+    """
+    num_nodes = len(rank)
+    zero = distance == 0
+    code = connected_components(num_nodes, a[zero], b[zero])
+    best = representatives(code, rank)  # the picture that stands for its code
+    left, right = best[a[~zero]], best[b[~zero]]
+    centre = stars(rank, left, right)[best]
+    pairs = np.concatenate([left * num_nodes + right, right * num_nodes + left])
+    bits = np.concatenate([distance[~zero]] * 2)
+    order = np.argsort(pairs, kind="stable")
+    pairs, bits = pairs[order], bits[order]
+    far = np.flatnonzero(centre != best)
+    out = np.zeros(num_nodes, np.int16)
+    if len(far):
+        out[far] = bits[np.searchsorted(pairs, best[far] * num_nodes + centre[far])]
+    return centre, out
+
+
+# --- stage ----------------------------------------------------------------------------------------------------------
+
+
+def picture_sizes(io: TaskIO, shard: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """pixels (int64), num_bytes (int64) and sha256 (str) of pictures of one shard; ids ascending."""
+    hashes = io.read(io.part("hashes", shard), ["image_id", "sha256", "width_px", "height_px"])
+    at = pa.array(rows_at(hashes["image_id"].to_numpy(), ids))
+    width, height = (hashes[name].take(at).fill_null(0).to_numpy() for name in ("width_px", "height_px"))
+    sha256 = np.array(hashes["sha256"].take(at).to_pylist(), str)
+    images = io.read(io.part("images", shard), ["image_id", "num_bytes"])
+    at = pa.array(rows_at(images["image_id"].to_numpy(), ids))
+    num_bytes = images["num_bytes"].take(at).fill_null(0).to_numpy().astype(np.int64)
+    return width.astype(np.int64) * height.astype(np.int64), num_bytes, sha256
+
+
+def ranks_of(io: TaskIO, ids: np.ndarray, shards: list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Representative ranks (int64) and sha256 (str) of pictures of many shards, one shard at a time; ids ascending."""
+    shard_numbers = ids // 1_000_000
+    pixels, num_bytes, sha256 = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, "U64")]
+    for shard in shards:
+        mine = ids[shard_numbers == shard]
+        if len(mine):
+            for column, values in zip((pixels, num_bytes, sha256), picture_sizes(io, shard, mine), strict=True):
+                column.append(values)
+    names = np.concatenate(sha256)
+    return representative_rank(ids, np.concatenate(pixels), np.concatenate(num_bytes), names), names
+
+
+def group_near_pairs(io: TaskIO, *, shards: list[int], num_parts: int) -> pa.Table:
+    """The table ``near_groups`` from all parts of ``near_pairs``; holds the pictures that are in a pair, and only these."""
+    pairs = pa.concat_tables([io.read(io.part("near_pairs", index)) for index in range(num_parts)])
+    a, b, distance = (pairs[name].to_numpy() for name in ("a", "b", "distance_bits"))
+    ids = np.unique(np.concatenate([a, b]))
+    rank, sha256 = ranks_of(io, ids, shards)
+    centre, bits = near_groups(np.searchsorted(ids, a), np.searchsorted(ids, b), distance, rank=rank)
+    exact = sha256[centre] == sha256
+    size = np.bincount(centre, minlength=len(ids))[centre]
+    keep = size > 1  # a picture whose neighbours all went to other centres is alone
+    columns = [ids[keep], ids[centre][keep], exact[keep], bits[keep]]
+    return pa.table([pa.array(column) for column in columns], schema=TABLES["near_groups"].schema)
+
+
+class NearGroups(GlobalStage):
+    """Stars over the near pairs: who stands for whom."""
+
+    name = "near_groups"
+    section = "near"
+    reads = ("near_pairs", "safety", "hashes", "images")
+    writes = ("near_groups",)
+    config: NearConfig
+
+    def run(self, context: Context, map: Map) -> None:  # noqa: A002
+        """One task over all pairs."""
+        shards = context.shards("pool")
+        num_parts = self.config.key_ranges
+        reads = tuple(context.part("near_pairs", index) for index in range(num_parts)) + tuple(
+            context.part(table, shard) for table in ("safety", "hashes", "images") for shard in shards
+        )
+        map(
+            [
+                Task(
+                    function=group_near_pairs,
+                    args={"shards": shards, "num_parts": num_parts},
+                    reads=reads,
+                    writes=context.part("near_groups", 0),
+                )
+            ]
+        )

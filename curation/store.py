@@ -1,0 +1,433 @@
+"""The only door to disk and object store: objects, parquet parts, leases.
+
+A root (pool or run) is a folder or an ``s3://bucket/prefix``. Whatever is written is written beside and whole, then put
+in place in one step: created only if absent (a hard link; a conditional put), or swapped for the version that was read
+(a rename under the lease; a put that names the tag). So nothing half-written has a name that is ever read.
+
+A parquet part is the commit of a task. Its footer holds where it came from (``Footer``). The content digest is the
+sha256 of the encoded columns, the schema and the number of rows, so that it is the same whatever produced the rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curation.schema import Part
+from curation.stage import ConfigError
+
+_BESIDE = ".beside"  # folder for what is being written; emptied by the next driver
+_LEASE = "lease.json"
+_ROW_GROUP_ROWS = 65_536
+HEARTBEAT_S = 10.0
+STALE_AFTER_S = 60.0
+
+
+class Store(Protocol):
+    """Objects under one root."""
+
+    location: str
+
+    def exists(self, path: str) -> bool:
+        """Whether an object is there."""
+
+    def size(self, path: str) -> int:
+        """Bytes of an object."""
+
+    def read(self, path: str) -> bytes:
+        """The whole object; FileNotFoundError where there is none."""
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:
+        """``size`` bytes from ``offset``."""
+
+    def tag(self, path: str) -> str | None:
+        """What changes whenever the object does; None where there is none."""
+
+    def create(self, path: str, source: Path) -> bool:
+        """Store a file under a name that nothing has; False when something has it."""
+
+    def replace(self, path: str, source: Path, tag: str | None) -> bool:
+        """Swap the object for a file, if it is still the one with this tag; False when it is not."""
+
+    def delete(self, path: str) -> None:
+        """Remove an object; nothing happens where there is none."""
+
+    def list(self, folder: str) -> Iterator[str]:
+        """Paths of all objects below a folder, sorted."""
+
+    def sweep(self) -> None:
+        """Remove what a killed writer left beside."""
+
+
+class LocalStore:
+    """A root in a folder."""
+
+    def __init__(self, location: str) -> None:
+        self.location = location
+        self.path = Path(location)
+
+    def exists(self, path: str) -> bool:  # noqa: D102 - see Store
+        return (self.path / path).exists()
+
+    def size(self, path: str) -> int:  # noqa: D102
+        return (self.path / path).stat().st_size
+
+    def read(self, path: str) -> bytes:  # noqa: D102
+        return (self.path / path).read_bytes()
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:  # noqa: D102
+        with (self.path / path).open("rb") as file:
+            return os.pread(file.fileno(), size, offset)
+
+    def tag(self, path: str) -> str | None:  # noqa: D102
+        try:
+            stat = (self.path / path).stat()
+        except FileNotFoundError:
+            return None
+        return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
+
+    def create(self, path: str, source: Path) -> bool:  # noqa: D102
+        beside, target = self._beside(path, source)
+        try:
+            os.link(beside, target)
+        except FileExistsError:
+            return False
+        finally:
+            beside.unlink()
+        _sync_folder(target.parent)
+        return True
+
+    def replace(self, path: str, source: Path, tag: str | None) -> bool:  # noqa: D102
+        beside, target = self._beside(path, source)
+        if self.tag(path) != tag:
+            beside.unlink()
+            return False
+        beside.replace(target)
+        _sync_folder(target.parent)
+        return True
+
+    def delete(self, path: str) -> None:  # noqa: D102
+        (self.path / path).unlink(missing_ok=True)
+
+    def list(self, folder: str) -> Iterator[str]:  # noqa: D102
+        root = self.path / folder
+        yield from sorted(str(p.relative_to(self.path)) for p in root.rglob("*") if p.is_file())
+
+    def sweep(self) -> None:  # noqa: D102
+        for path in (self.path / _BESIDE).glob("*"):
+            path.unlink(missing_ok=True)
+
+    def _beside(self, path: str, source: Path) -> tuple[Path, Path]:
+        """A synced copy of ``source`` on the disk of the root, and the place where it goes."""
+        target = self.path / path
+        target.parent.mkdir(parents=True, exist_ok=True)
+        beside = self.path / _BESIDE / uuid.uuid4().hex
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            source.rename(beside)
+        except OSError:  # another disk
+            with source.open("rb") as read, beside.open("wb") as write:
+                while block := read.read(1 << 22):
+                    write.write(block)
+            source.unlink()
+        with beside.open("rb") as file:
+            os.fsync(file.fileno())
+        return beside, target
+
+
+class S3Store:
+    """A root in a bucket. Credentials, region and endpoint come from the usual ``AWS_*`` variables."""
+
+    def __init__(self, location: str) -> None:
+        from obstore.store import S3Store as Client
+
+        self.location = location
+        bucket, _, prefix = location.removeprefix("s3://").partition("/")
+        config = {"allow_http": "true"} if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://") else {}
+        self._client = Client(bucket, prefix=prefix or None, config=config)
+
+    def exists(self, path: str) -> bool:  # noqa: D102
+        return self.tag(path) is not None
+
+    def size(self, path: str) -> int:  # noqa: D102
+        import obstore
+
+        return int(obstore.head(self._client, path)["size"])
+
+    def read(self, path: str) -> bytes:  # noqa: D102
+        import obstore
+
+        return bytes(obstore.get(self._client, path).bytes())
+
+    def read_range(self, path: str, offset: int, size: int) -> bytes:  # noqa: D102
+        import obstore
+
+        return bytes(obstore.get_range(self._client, path, start=offset, length=size)) if size else b""
+
+    def tag(self, path: str) -> str | None:  # noqa: D102
+        import obstore
+
+        try:
+            return str(obstore.head(self._client, path)["e_tag"])
+        except FileNotFoundError:
+            return None
+
+    def create(self, path: str, source: Path) -> bool:  # noqa: D102
+        import obstore
+        from obstore.exceptions import AlreadyExistsError
+
+        try:
+            obstore.put(self._client, path, source, mode="create", use_multipart=False)
+        except AlreadyExistsError:
+            return False
+        finally:
+            source.unlink(missing_ok=True)
+        return True
+
+    def replace(self, path: str, source: Path, tag: str | None) -> bool:  # noqa: D102
+        import obstore
+        from obstore.exceptions import PreconditionError
+
+        if tag is None:
+            return self.create(path, source)
+        try:
+            obstore.put(self._client, path, source, mode={"e_tag": tag}, use_multipart=False)
+        except PreconditionError:
+            return False
+        finally:
+            source.unlink(missing_ok=True)
+        return True
+
+    def delete(self, path: str) -> None:  # noqa: D102
+        import obstore
+
+        try:
+            obstore.delete(self._client, path)
+        except FileNotFoundError:
+            return
+
+    def list(self, folder: str) -> Iterator[str]:  # noqa: D102
+        import obstore
+
+        paths = [str(item["path"]) for batch in obstore.list(self._client, folder) for item in batch]
+        yield from sorted(paths)
+
+    def sweep(self) -> None:
+        """Nothing lies beside: an unfinished put has no name."""
+
+
+def open_store(location: str) -> Store:
+    """The store of a root: ``s3://bucket/prefix`` or a folder."""
+    if location.startswith("s3://"):
+        return S3Store(location)
+    if "://" in location:
+        scheme = location.partition("://")[0]
+        raise ConfigError(f"root {location!r}: scheme {scheme!r} is not known; give a folder or s3://bucket/prefix")
+    return LocalStore(location)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+# Parts
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footer:
+    """Where a part came from: who wrote it, from what, and a digest of what it holds."""
+
+    stage: str
+    version: int
+    digest: str
+    fingerprint: str
+    inputs: dict[str, Any]  # what the fingerprint was made of, so that a change can be named
+    num_rows: int
+
+
+def write_part(
+    table: pa.Table, path: Path, *, stage: str, version: int, fingerprint: str, inputs: dict[str, Any]
+) -> Footer:
+    """Write one part as a local file: the same bytes for the same rows and the same origin."""
+    table = table.combine_chunks()
+    with pa.OSFile(str(path), "wb") as sink, pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
+        writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
+        digest = hashlib.sha256(f"{table.schema.to_string(show_field_metadata=False)}\n{table.num_rows}\n".encode())
+        num_bytes = sink.tell()
+        with path.open("rb") as file:
+            while num_bytes > 0 and (block := file.read(min(1 << 22, num_bytes))):
+                digest.update(block)
+                num_bytes -= len(block)
+        footer = Footer(
+            stage=stage,
+            version=version,
+            digest=digest.hexdigest(),
+            fingerprint=fingerprint,
+            inputs=inputs,
+            num_rows=table.num_rows,
+        )
+        writer.add_key_value_metadata(
+            {
+                "lvd.stage": stage,
+                "lvd.version": str(version),
+                "lvd.digest": footer.digest,
+                "lvd.fingerprint": fingerprint,
+                "lvd.inputs": json.dumps(inputs, sort_keys=True),
+            }
+        )
+    return footer
+
+
+def read_footer(store: Store, part: Part) -> Footer | None:
+    """The footer of a part; None where there is no part."""
+    if not store.exists(part.path):
+        return None
+    metadata = pq.read_metadata(_parquet_source(store, part))
+    values = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
+    if "lvd.digest" not in values:
+        raise ConfigError(f"{store.location}/{part.path}: not written by lvd; move it away or choose another folder")
+    return Footer(
+        stage=values["lvd.stage"],
+        version=int(values["lvd.version"]),
+        digest=values["lvd.digest"],
+        fingerprint=values["lvd.fingerprint"],
+        inputs=json.loads(values["lvd.inputs"]),
+        num_rows=metadata.num_rows,
+    )
+
+
+def read_part(store: Store, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    """Rows of a part, in stored order; FileNotFoundError where there is none."""
+    source = _parquet_source(store, part)
+    table = pq.ParquetFile(source).read(columns=None if columns is None else list(columns))
+    return table.select(columns) if columns is not None else table
+
+
+def _parquet_source(store: Store, part: Part) -> Any:
+    if isinstance(store, LocalStore):
+        return store.path / part.path
+    return pa.BufferReader(store.read(part.path))
+
+
+# Leases
+
+
+class LeaseLostError(Exception):
+    """Another driver has taken the root over: stop, and write nothing more."""
+
+
+class LeaseTakenError(ConfigError):
+    """A living driver works on the root."""
+
+
+class Lease:
+    """The right to write into a root: one driver at a time, kept up by a heartbeat.
+
+    A dead process on the same machine loses it at once; a silent one on another machine after ``STALE_AFTER_S``.
+    """
+
+    def __init__(self, store: Store, scratch: Path) -> None:
+        self.token = uuid.uuid4().hex
+        self._store = store
+        self._scratch = scratch
+        self._stop = threading.Event()
+        self._acquire()
+        self._thread = threading.Thread(target=self._beat, daemon=True)
+        self._thread.start()
+
+    def release(self) -> None:
+        """Give the root back."""
+        self._stop.set()
+        self._thread.join()
+        if lease_token(self._store) == self.token:
+            self._store.delete(_LEASE)
+
+    def _acquire(self) -> None:
+        if self._store.create(_LEASE, self._note()):
+            return
+        tag = self._store.tag(_LEASE)
+        held = _read_lease(self._store)
+        if held is not None and _alive(held):
+            raise LeaseTakenError(
+                f"{self._store.location}: process {held['pid']} on {held['host']} works on it; "
+                "wait for it, or end it and run this again"
+            )
+        if not self._store.replace(_LEASE, self._note(), tag):
+            raise LeaseTakenError(f"{self._store.location}: another process took it at this moment; wait for it")
+
+    def _note(self) -> Path:
+        path = self._scratch / f"lease-{uuid.uuid4().hex}"
+        note = {
+            "token": self.token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": _start_of(os.getpid()),
+            "time": time.time(),
+        }
+        path.write_text(json.dumps(note))
+        return path
+
+    def _beat(self) -> None:
+        while not self._stop.wait(HEARTBEAT_S):
+            if lease_token(self._store) != self.token:
+                return
+            self._store.replace(_LEASE, self._note(), self._store.tag(_LEASE))
+
+
+def lease_token(store: Store) -> str | None:
+    """Token of the driver that holds a root; None where nobody does."""
+    held = _read_lease(store)
+    return None if held is None else str(held["token"])
+
+
+def check_lease(store: Store, token: str) -> None:
+    """Raise ``LeaseLostError`` when another driver holds the root."""
+    if lease_token(store) != token:
+        raise LeaseLostError(f"{store.location}: another driver took it over; this one stops")
+
+
+def lease_holder(store: Store) -> str | None:
+    """``process PID on HOST`` of the living driver of a root; None where there is none."""
+    held = _read_lease(store)
+    return f"process {held['pid']} on {held['host']}" if held is not None and _alive(held) else None
+
+
+def _read_lease(store: Store) -> dict[str, Any] | None:
+    try:
+        note: dict[str, Any] = json.loads(store.read(_LEASE))
+    except FileNotFoundError:
+        return None
+    return note
+
+
+def _alive(held: dict[str, Any]) -> bool:
+    if held["host"] == socket.gethostname():
+        return held["started"] is not None and _start_of(int(held["pid"])) == held["started"]
+    return time.time() - float(held["time"]) < STALE_AFTER_S
+
+
+def _start_of(pid: int) -> float | None:
+    """When a process of this machine started, so that a reused pid is not taken for it; None where it is gone."""
+    import psutil
+
+    try:
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
+    except psutil.NoSuchProcess:
+        return None

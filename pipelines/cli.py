@@ -1,0 +1,286 @@
+"""The command line: ``lvd curate RECIPE`` and what looks at its result. Heavy imports wait for their command."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.session import Outcome
+
+DEFAULT_RUN = "data/smoke/run"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; 0 when it did its work, 1 when it could not, 2 when it was asked for wrongly."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    from curation.stage import ConfigError
+    from curation.store import LeaseLostError
+    from pipelines.runner import StageFailedError
+
+    try:
+        return int(options.do(options))
+    except ConfigError as error:
+        print(f"lvd: {error}", file=sys.stderr)
+        return 2
+    except (StageFailedError, LeaseLostError) as error:
+        print(f"lvd: {error}\nlvd: what was done stays; the same command goes on from there", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("lvd: stopped; the same command goes on from there", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="lvd", description="Build an LVD-142M-like image set from the web, and train a DINOv2 on it."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+
+    def command(name: str, do: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        sub.set_defaults(do=do)
+        return sub
+
+    sub = command("curate", _curate, "do what is not done of a recipe: from urls to training tars")
+    sub.add_argument("recipe", help="smoke, lvd1m, lvd142m, or the path of a .yaml file")
+    sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values laid over the recipe")
+    sub.add_argument("--until", metavar="STAGE", help="stop after this stage")
+    sub.add_argument("--limit", type=int, metavar="N", help="take the first N shards of the sources only")
+    sub.add_argument("--dry-run", action="store_true", help="print what is missing and what is stale, do nothing")
+    sub.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do this stage again")
+    sub.add_argument("--json", action="store_true", help="print the end of the run as JSON")
+
+    sub = command("show", _show, "print a recipe as it resolves")
+    sub.add_argument("recipe")
+    sub.add_argument("overrides", nargs="*", metavar="key.sub=value")
+
+    for name, do, text in (
+        ("status", _status, "say what is done of a run, also while it lives"),
+        ("funnel", _funnel, "print how many pictures each stage left, and why the others went"),
+        ("verify", _verify, "read every tar of a run and hold it against the manifest"),
+        ("report", _report, "write one HTML page about a run"),
+        ("clean", _clean, "remove stored objects that no table names any more"),
+    ):
+        _run_argument(command(name, do, text)).add_argument("--json", action="store_true")
+    sub = command("explain", _explain, "tell the whole life of one picture")
+    sub.add_argument("picture", metavar="ID|URL")
+    _run_argument(sub)
+    sub = command("sql", _sql, "run a report, view or check of sql/, or a file of your own")
+    sub.add_argument("name", help="funnel, reasons, hosts, clusters, composition, a check, or a path that ends in .sql")
+    _run_argument(sub).add_argument("--json", action="store_true")
+    sub = command("score", _score, "hold a run against the truth of its sample web")
+    _run_argument(sub).add_argument("--json", action="store_true")
+    sub.add_argument("--truth", metavar="PARQUET", help="default: of the sample web that the run was made from")
+    return parser
+
+
+def _run_argument(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    sub.add_argument("--run", default=DEFAULT_RUN, metavar="ROOT", help=f"root of the run (default {DEFAULT_RUN})")
+    return sub
+
+
+# Curate
+
+
+def _recipe(options: argparse.Namespace) -> Any:
+    from pipelines.curate import CurateRecipe
+    from pipelines.recipe import load_recipe
+
+    return load_recipe(CurateRecipe, options.recipe, options.overrides)
+
+
+def _curate(options: argparse.Namespace) -> int:
+    from pipelines.session import Options, curate, describe_plan
+
+    started = time.monotonic()
+    if options.limit is not None:
+        options.overrides = [*options.overrides, f"execution.max_shards={options.limit}"]
+    recipe = _recipe(options)
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if options.json else _say
+    outcome = curate(
+        recipe, Options(until=options.until, redo=tuple(options.redo), dry_run=options.dry_run), say
+    )
+    if options.dry_run:
+        print("\n".join(describe_plan(outcome.lines)))
+        return 0
+    if not outcome.summary.num_jobs:
+        num_done = sum(line.num_done for line in outcome.lines)
+        say(f"nothing to do: all {num_done:,} parts of {recipe.name} are done ({time.monotonic() - started:.1f} s)")
+    if options.until:
+        say(f"done until {options.until}; go on with: lvd curate {options.recipe} {' '.join(options.overrides)}".rstrip())
+        return 0
+    return _end(recipe, outcome, as_json=options.json)
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _end(recipe: Any, outcome: Outcome, *, as_json: bool) -> int:
+    """Checks, funnel, score, costs, where the result lies and what to do next."""
+    from curation.query import run_checks
+    from pipelines.look import opened, score_run
+    from pipelines.report.funnel import format_funnel, funnel
+
+    with opened(recipe.run) as database:
+        broken = run_checks(database.connection)
+        rows = funnel(database.connection)
+        score = score_run(database) if database.truth is not None else None
+    if as_json:
+        print(json.dumps(_facts(recipe, outcome, rows, score, broken)))
+    else:
+        print()
+        print(format_funnel(rows))
+        if score is not None:
+            from pipelines.report.score import format_score
+
+            print()
+            print(format_score(score))
+        print()
+        _print_costs(outcome)
+        print()
+        print(f"tars      {recipe.run}/tars")
+        print(f"manifest  {recipe.run}/manifest")
+        print(f"next      pd.read_parquet({recipe.run + '/manifest'!r}); lvd report --run {recipe.run}")
+    for name, count in broken.items():
+        print(f"lvd: check {name} found {count:,} rows; look at them with: lvd sql {name} --run {recipe.run}", file=sys.stderr)
+    return 1 if broken else 0
+
+
+def _facts(recipe: Any, outcome: Outcome, rows: Any, score: Any, broken: dict[str, int]) -> dict[str, Any]:
+    from pipelines.report.score import score_json
+
+    costs = {name: vars(cost) for name, cost in outcome.summary.costs.items()}
+    return {
+        "recipe": recipe.name,
+        "run": recipe.run,
+        "pool": recipe.pool,
+        "num_jobs": outcome.summary.num_jobs,
+        "wall_s": outcome.wall_s,
+        "driver_peak_bytes": outcome.driver_peak_bytes,
+        "worker_peak_bytes": list(outcome.summary.peaks.values()),
+        "costs": costs,
+        "funnel": [row._asdict() if hasattr(row, "_asdict") else vars(row) for row in rows],
+        "score": None if score is None else score_json(score),
+        "broken_checks": broken,
+    }
+
+
+def _print_costs(outcome: Outcome) -> None:
+    import os
+
+    peaks = {pid: peak for pid, peak in outcome.summary.peaks.items() if pid != os.getpid()}
+    workers = ", ".join(f"{peak / 1e6:,.0f}" for peak in peaks.values()) or "none"
+    cpu = sum(cost.cpu_s for cost in outcome.summary.costs.values())
+    print(f"time      {outcome.wall_s:.0f} s, {cpu:.0f} CPU s in stages")
+    print(f"memory    peak of the driver {outcome.driver_peak_bytes / 1e6:,.0f} MB; of each worker (MB): {workers}")
+
+
+def _show(options: argparse.Namespace) -> int:
+    from pipelines.recipe import dump_recipe, find_recipe
+
+    recipe = _recipe(options)
+    header = [line for line in find_recipe(options.recipe).read_text().splitlines() if line.startswith("#")]
+    print("\n".join(header))
+    print(dump_recipe(recipe), end="")
+    return 0
+
+
+# Looking at a run
+
+
+def _status(options: argparse.Namespace) -> int:
+    from pipelines.look import status
+
+    print(status(options.run, as_json=options.json))
+    return 0
+
+
+def _funnel(options: argparse.Namespace) -> int:
+    from pipelines.look import opened
+    from pipelines.report.funnel import format_funnel, funnel
+
+    with opened(options.run) as database:
+        rows = funnel(database.connection)
+    if options.json:
+        print(json.dumps([row._asdict() if hasattr(row, "_asdict") else vars(row) for row in rows]))
+    else:
+        print(format_funnel(rows))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from pipelines.look import opened
+    from pipelines.report.explain import explain
+
+    with opened(options.run) as database:
+        print(explain(database.connection, options.picture))
+    return 0
+
+
+def _sql(options: argparse.Namespace) -> int:
+    from curation.query import run_sql
+    from pipelines.look import opened
+
+    with opened(options.run) as database:
+        frame = run_sql(database.connection, options.name)
+    if options.json:
+        print(frame.to_json(orient="records"))
+    else:
+        print(frame.to_string(index=False) if len(frame) else "no rows")
+    return 0
+
+
+def _score(options: argparse.Namespace) -> int:
+    from pipelines.look import opened, score_run
+    from pipelines.report.score import format_score, score_json
+
+    with opened(options.run) as database:
+        score = score_run(database, Path(options.truth) if options.truth else None)
+    print(json.dumps(score_json(score)) if options.json else format_score(score))
+    return 0 if score.ok else 1
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from pipelines.look import verify_run
+
+    problems, num_samples = verify_run(options.run)
+    if options.json:
+        print(json.dumps({"num_samples": num_samples, "problems": problems}))
+    else:
+        for problem in problems:
+            print(problem)
+        print(f"{num_samples:,} samples read, {len(problems):,} problems")
+    return 1 if problems else 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from pipelines.look import write_page
+
+    path = write_page(options.run)
+    print(json.dumps({"page": str(path)}) if options.json else f"page      {path}")
+    return 0
+
+
+def _clean(options: argparse.Namespace) -> int:
+    from pipelines.look import clean
+
+    removed = clean(options.run)
+    print(json.dumps(removed) if options.json else f"{removed['objects']:,} objects removed, {removed['bytes']:,} bytes")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

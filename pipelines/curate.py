@@ -1,0 +1,117 @@
+"""`lvd curate`: what a recipe holds, and the stages in their order. Read this file first.
+
+Each stage reads tables and writes tables (``curation/schema.py``); the runner does what is not done.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from curation.dedup.components import Components, Duplicates, DuplicatesConfig
+from curation.dedup.describe import DescriptorConfig, Describe, FitDescriptor
+from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
+from curation.dedup.groups import Near, NearGroups
+from curation.dedup.leakage import Leakage, LeakageConfig
+from curation.dedup.near import NearConfig, NearPairs
+from curation.export.export import Export, ExportConfig
+from curation.ingest.fetch import Fetched, FetchConfig, FetchStage
+from curation.ingest.screen import Screened, ScreenConfig, ScreenKeys, UrlDuplicates
+from curation.ingest.sources import QueryConfig, SourceConfig
+from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
+from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
+from curation.retrieve.retrieve import Neighbours, Queries, RetrieveConfig
+from curation.retrieve.select import SelectConfig, Selection
+from curation.safety.look import LookConfig, LookStage
+from curation.safety.verdict import SafetyConfig, SafetyStage
+from curation.schema import ROWS_PER_SHARD_LIMIT
+from curation.stage import EXECUTION, Config, Stage
+from pipelines.sample_web.config import SampleWebConfig
+
+
+class ExecutionConfig(Config):
+    """How, not what: nothing here changes a byte of the result."""
+
+    executor: Literal["auto", "inline", "ray"] = Field(
+        default="auto", description="inline: one after another in this process; auto and ray: worker processes"
+    )
+    workers: int | None = Field(default=None, ge=1, description="CPU workers; null: one for each CPU of the cluster")
+    fetchers: int = Field(default=2, ge=1, description="workers that wait on the network")
+    gpu_workers: int | None = Field(default=None, ge=1, description="null: one for each GPU of the cluster")
+    device: Literal["cpu", "cuda"] = "cpu"
+    min_free_gb: float = Field(default=1.0, ge=0, description="refuse to start with less free disk than this")
+    max_shards: int | None = Field(default=None, ge=1, description="take only the first shards of the pool's sources")
+
+
+class CurateRecipe(Config):
+    """Everything that `lvd curate` needs to know."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="a run belongs to one recipe name")
+    pool: str = Field(description="root of bytes, facts, vectors and fits; shared by recipes", json_schema_extra=EXECUTION)
+    run: str = Field(description="root of verdicts, selection and tars", json_schema_extra=EXECUTION)
+    shard_rows: int = Field(default=10_000, ge=1, le=ROWS_PER_SHARD_LIMIT, description="fixed when a pool is made")
+    sample_web: SampleWebConfig | None = Field(default=None, description="build and serve a website with a known truth")
+    sources: dict[str, SourceConfig] = Field(min_length=1, description="what is curated")
+    queries: dict[str, QueryConfig] = Field(default_factory=dict, description="curated sets to be retrieved for, in order")
+    benchmarks: dict[str, SourceConfig] = Field(default_factory=dict, description="sets to be kept out")
+    screen: ScreenConfig = ScreenConfig()
+    fetch: FetchConfig = FetchConfig()
+    look: LookConfig = LookConfig()
+    safety: SafetyConfig = SafetyConfig()
+    near: NearConfig = NearConfig()
+    descriptor: DescriptorConfig = DescriptorConfig()
+    edges: EdgesConfig = EdgesConfig()
+    duplicates: DuplicatesConfig = DuplicatesConfig()
+    leakage: LeakageConfig = LeakageConfig()
+    embed: EmbedConfig = EmbedConfig()
+    cluster: ClusterConfig = ClusterConfig()
+    retrieve: RetrieveConfig = RetrieveConfig()
+    select: SelectConfig = SelectConfig()
+    export: ExportConfig = ExportConfig()
+    execution: ExecutionConfig = Field(default=ExecutionConfig(), json_schema_extra=EXECUTION)
+
+    @model_validator(mode="after")
+    def _names_are_unique(self) -> CurateRecipe:
+        names = [*self.sources, *self.queries, *self.benchmarks]
+        twice = sorted({name for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"the name {twice[0]!r} stands twice among sources, queries and benchmarks; names are unique")
+        return self
+
+
+def build_stages(recipe: CurateRecipe) -> list[Stage]:
+    """The stages of a recipe, in order. Consecutive stages by shard run one behind the other, shard by shard."""
+    return [
+        # lines -> addresses that may be fetched
+        ScreenKeys(recipe.screen),
+        UrlDuplicates(recipe.screen),
+        Screened(recipe.screen),
+        # addresses -> bytes -> facts about pixels -> what is safe to keep
+        FetchStage(recipe.fetch),
+        Fetched(recipe.fetch),
+        LookStage(recipe.look),
+        SafetyStage(recipe.safety),
+        # equal and nearly equal pictures, by hash
+        NearPairs(recipe.near),
+        NearGroups(recipe.near),
+        FitDescriptor(recipe.descriptor),
+        Near(recipe.near),
+        # copies and leaks, by descriptor
+        Describe(recipe.descriptor),
+        FitQuantiser(recipe.edges),
+        Edges(recipe.edges, recipe.descriptor),
+        Components(recipe.duplicates, recipe.descriptor),
+        FitEmbedder(recipe.embed),
+        Duplicates(recipe.duplicates, recipe.descriptor),
+        Leakage(recipe.leakage, recipe.descriptor),
+        # meaning
+        Embed(recipe.embed),
+        FitKmeans(recipe.cluster),
+        Clusters(recipe.cluster),
+        # what the curated sets ask for
+        Queries(recipe.retrieve, recipe.queries),
+        Neighbours(recipe.retrieve, recipe.queries),
+        Selection(recipe.select, recipe.queries),
+        Export(recipe.export),
+    ]

@@ -1,0 +1,320 @@
+"""One command on one recipe: preflight, leases, registration, plan, work, and what is said at the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curation.ingest.register import register
+from curation.ingest.sources import SourceConfig, check_source
+from curation.schema import Part, Role
+from curation.stage import ConfigError, Stage, digest_of
+from curation.store import Lease, LocalStore, Store, open_store, read_footer, read_part, write_part
+from pipelines.curate import CurateRecipe, build_stages
+from pipelines.drive import Driver, PlanLine, Summary, plan
+from pipelines.plan import SOURCES, Ledger
+from pipelines.recipe import dump_recipe
+from pipelines.runner import Executor, InlineExecutor
+from pipelines.work import Where, peak_bytes
+
+STATE = "state.json"
+RECIPE = "recipe.yaml"
+_BEFORE_FETCHED = ("screen_keys", "url_duplicates", "screened", "fetch")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What the command line adds to a recipe."""
+
+    until: str | None = None
+    redo: tuple[str, ...] = ()
+    dry_run: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a command came to."""
+
+    summary: Summary
+    lines: list[PlanLine]
+    wall_s: float
+    driver_peak_bytes: int
+    folders: dict[str, str]
+
+
+def named_sources(recipe: CurateRecipe) -> list[tuple[str, Role, SourceConfig]]:
+    """All sources of a recipe with their roles: benchmarks and query sets first, so that a longer list moves none."""
+    return [
+        *((name, "benchmark", source) for name, source in recipe.benchmarks.items()),
+        *((name, "query", source) for name, source in recipe.queries.items()),
+        *((name, "pool", source) for name, source in recipe.sources.items()),
+    ]
+
+
+def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -> None:
+    """Check all that can be checked before work.
+
+    Raises:
+        ConfigError: one line for the first thing that is wrong.
+    """
+    names = [stage.name for stage in stages]
+    for option, values in (("--until", [options.until] if options.until else []), ("--redo", list(options.redo))):
+        for value in values:
+            if value not in names:
+                raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
+    if recipe.sample_web is None:
+        for group, sources in (("sources", recipe.sources), ("queries", recipe.queries), ("benchmarks", recipe.benchmarks)):
+            for name, source in sources.items():
+                check_source(f"{group}.{name}", source)
+    for stage in stages:
+        stage.preflight()
+    for key, location in (("pool", recipe.pool), ("run", recipe.run)):
+        if not location.startswith("s3://"):
+            _check_disk(key, Path(location), recipe.execution.min_free_gb)
+
+
+def _check_disk(key: str, folder: Path, min_free_gb: float) -> None:
+    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise ConfigError(f"key {key!r}: {there} cannot be written to; give another folder")
+    free_gb = shutil.disk_usage(there).free / 1e9
+    if free_gb < min_free_gb:
+        raise ConfigError(
+            f"key {key!r}: {free_gb:.1f} GB free on the disk of {folder}, execution.min_free_gb asks for {min_free_gb:g}; "
+            "free some, or give another folder"
+        )
+
+
+def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -> Outcome:
+    """Do what is not done of a recipe."""
+    started = time.monotonic()
+    stages = build_stages(recipe)
+    preflight(recipe, stages, options)
+    if options.until:
+        stages = stages[: [stage.name for stage in stages].index(options.until) + 1]
+    pool, run = open_store(recipe.pool), open_store(recipe.run)
+    check_run(recipe, run)
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
+        leases = _leases(stack, (pool, run), scratch) if not options.dry_run else ("", "")
+        if recipe.sample_web is not None:
+            _build_sample_web(recipe, options, say)
+        sources = _register(recipe, pool, scratch, dry_run=options.dry_run, say=say)
+        mine = {name for name, _, _ in named_sources(recipe)}
+        ledger = Ledger(
+            stores={"pool": pool, "run": run},
+            stages=stages,
+            source_ids={row["name"]: row["source_id"] for row in sources.to_pylist() if row["name"] in mine},
+            redo=frozenset(options.redo),
+            max_shards=recipe.execution.max_shards,
+        )
+        lines = plan(ledger, stages)
+        if options.dry_run or not any(line.num_undone for line in lines):
+            return _outcome(Summary(), lines, started, ledger)
+        for text in describe_plan(lines):
+            say(text)
+        _put(run, RECIPE, dump_recipe(recipe), scratch)
+        if recipe.sample_web is not None and any(line.num_undone for line in lines if line.stage in _BEFORE_FETCHED):
+            recipe = stack.enter_context(_served(recipe))
+        where = Where(
+            pool=recipe.pool,
+            run=recipe.run,
+            pool_token=leases[0],
+            run_token=leases[1],
+            recipe=located(recipe).model_dump_json(),
+            roles=ledger.roles(),
+        )
+        driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say)
+        try:
+            summary = driver.run()
+        finally:
+            _put(run, STATE, json.dumps(_state(recipe, ledger), indent=1), scratch)
+        return _outcome(summary, lines, started, ledger)
+
+
+def _outcome(summary: Summary, lines: list[PlanLine], started: float, ledger: Ledger) -> Outcome:
+    return Outcome(
+        summary=summary,
+        lines=lines,
+        wall_s=time.monotonic() - started,
+        driver_peak_bytes=peak_bytes(),
+        folders=dict(ledger.folders),
+    )
+
+
+def make_executor(recipe: CurateRecipe, where: Where) -> Executor:
+    """The executor that a recipe asks for."""
+    execution = recipe.execution
+    if execution.executor == "inline":
+        return InlineExecutor(where)
+    from pipelines.runner import RayExecutor
+
+    return RayExecutor(
+        where, workers=execution.workers, fetchers=execution.fetchers, gpu_workers=execution.gpu_workers
+    )
+
+
+def describe_plan(lines: Sequence[PlanLine]) -> Iterator[str]:
+    """The plan as text: what is done, missing, stale and why."""
+    yield "plan"
+    for line in lines:
+        why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(line.why.items()))
+        if not line.known:
+            yield f"  {line.stage:<16} {'after that' if not why else 'after that: ' + why}"
+        elif line.num_undone:
+            yield f"  {line.stage:<16} {line.num_undone:,} of {line.num_done + line.num_undone:,} to do: {why}"
+        else:
+            yield f"  {line.stage:<16} done"
+
+
+def check_run(recipe: CurateRecipe, run: Store) -> None:
+    """A run belongs to one recipe.
+
+    Raises:
+        ConfigError: the run was made under another name.
+    """
+    state = read_state(run)
+    if state is not None and state["recipe"] != recipe.name:
+        raise ConfigError(
+            f"key 'run': {recipe.run} holds a run of recipe {state['recipe']!r}, not of {recipe.name!r}; "
+            "give another run=FOLDER, or the recipe of that name"
+        )
+
+
+def read_state(run: Store) -> dict[str, Any] | None:
+    """What the last command wrote about a run; None where there is none."""
+    try:
+        state: dict[str, Any] = json.loads(run.read(STATE))
+    except FileNotFoundError:
+        return None
+    return state
+
+
+def _state(recipe: CurateRecipe, ledger: Ledger) -> dict[str, Any]:
+    return {
+        "recipe": recipe.name,
+        "pool": recipe.pool,
+        "folders": ledger.folders,
+        "sources": ledger.source_ids,
+        "parts": {table: list(indices) for table, indices in ledger.task_parts.items()},
+        "truth": f"{recipe.sample_web.path}/truth.parquet" if recipe.sample_web is not None else None,
+    }
+
+
+def _put(store: Store, path: str, text: str, scratch: Path) -> None:
+    if store.exists(path) and store.read(path).decode() == text:
+        return
+    file = scratch / "put"
+    file.write_text(text, encoding="utf-8")
+    store.replace(path, file, store.tag(path))
+
+
+def _leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tuple[str, str]:
+    tokens = []
+    for store in stores:
+        lease = Lease(store, scratch)
+        stack.callback(lease.release)
+        store.sweep()
+        tokens.append(lease.token)
+    return tokens[0], tokens[1]
+
+
+# Sources
+
+
+def _register(
+    recipe: CurateRecipe, pool: Store, scratch: Path, *, dry_run: bool, say: Callable[[str], None]
+) -> pa.Table:
+    previous = read_part(pool, SOURCES) if pool.exists(SOURCES.path) else None
+
+    def write(shard: int, table: pa.Table) -> None:
+        if not dry_run:
+            _commit(pool, Part("pool", "urls", shard), table, scratch)
+
+    sources = register(named_sources(recipe), previous, shard_rows=recipe.shard_rows, write=write)
+    if previous is not None and sources.equals(previous):
+        return sources
+    before = {} if previous is None else {row["name"]: row["num_rows"] for row in previous.to_pylist()}
+    for row in sources.to_pylist():
+        more = row["num_rows"] - before.get(row["name"], 0)
+        if more:
+            say(f"register {row['role']} {row['name']!r}: {more:,} rows more, {row['num_rows']:,} in all")
+    if not dry_run:
+        _commit(pool, SOURCES, sources, scratch)
+    return sources
+
+
+def _commit(store: Store, part: Part, table: pa.Table, scratch: Path) -> None:
+    path = scratch / "register.parquet"
+    origin = digest_of(["register", 1])
+    footer = write_part(table, path, stage="register", version=1, fingerprint=origin, inputs={})
+    there = read_footer(store, part)
+    if there is None or there.digest != footer.digest:
+        store.replace(part.path, path, store.tag(part.path))
+
+
+def located(recipe: CurateRecipe) -> CurateRecipe:
+    """The recipe with the place and kind of each source told to fetch, which reads local rows by source name."""
+    named = named_sources(recipe)
+    fetch = recipe.fetch.model_copy(
+        update={
+            "locations": {name: source.location for name, _, source in named},
+            "kinds": {name: source.kind for name, _, source in named},
+        }
+    )
+    return recipe.model_copy(update={"fetch": fetch})
+
+
+# The sample web
+
+
+def _build_sample_web(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -> None:
+    assert recipe.sample_web is not None
+    from pipelines.sample_web.build import build
+
+    if options.dry_run and not Path(recipe.sample_web.path).exists():
+        raise ConfigError(f"the sample web {recipe.sample_web.path} is not built yet; run once without --dry-run")
+    build(recipe.sample_web, say)
+    for group, sources in (("sources", recipe.sources), ("queries", recipe.queries), ("benchmarks", recipe.benchmarks)):
+        for name, source in sources.items():
+            check_source(f"{group}.{name}", source)
+
+
+@contextmanager
+def _served(recipe: CurateRecipe) -> Iterator[CurateRecipe]:
+    assert recipe.sample_web is not None
+    from pipelines.sample_web.serve import serving
+
+    with serving(Path(recipe.sample_web.path)) as site:
+        fetch = recipe.fetch.model_copy(update={"resolve": {**recipe.fetch.resolve, **site.resolve}})
+        yield recipe.model_copy(update={"fetch": fetch})
+
+
+# Reading
+
+
+@contextmanager
+def local_copy(location: str, folders: Sequence[str]) -> Iterator[Path]:
+    """A root as a folder: itself, or the tables of an object store copied to a temporary one."""
+    store = open_store(location)
+    if isinstance(store, LocalStore):
+        yield store.path
+        return
+    with tempfile.TemporaryDirectory(prefix="lvd-") as temporary:
+        for folder in folders:
+            for path in store.list(folder):
+                if path.endswith(".parquet"):
+                    target = Path(temporary) / path
+                    target.parent.mkdir(parents=True, exist_ok=True)
+                    target.write_bytes(store.read(path))
+        yield Path(temporary)
