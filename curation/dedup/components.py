@@ -1,7 +1,7 @@
 """Components of copies, one picture kept for each: the paper's self-deduplication.
 
-``component`` keeps one picture of each connected component, as DINOv2 does (arXiv:2304.07193, appendix A.3). ``star`` keeps
-every picture that is no copy of a kept one, so that a chain of copies does not swallow pictures that are not alike.
+``component`` keeps one picture of each connected component, as DINOv2 does (arXiv:2304.07193, appendix A.3). ``star``
+keeps every picture that is no copy of a kept one, so that a chain of copies does not swallow what is not alike.
 """
 
 from __future__ import annotations
@@ -28,9 +28,8 @@ class DuplicatesConfig(Config):
 
     threshold: float | None = Field(None, gt=-1, lt=1)  # None = the descriptor's
     policy: Policy = "component"
-    max_component: int = Field(
-        1000, ge=2, json_schema_extra=EXECUTION
-    )  # a larger one is reported: it hints at a low threshold
+    # A larger component is reported: it hints at a threshold that is too low.
+    max_component: int = Field(1000, ge=2, json_schema_extra=EXECUTION)
 
     def resolved_threshold(self, descriptor: DescriptorConfig, edges: EdgesConfig) -> float:
         """The threshold in use.

@@ -1,8 +1,8 @@
 """Copy descriptors by name: bytes of a picture in, one unit vector of 512 numbers out.
 
 ``sift-vlad-dct``
-    Weight-free. RootSIFT of the grey picture at a fixed size, aggregated (VLAD) and whitened by a PCA, joined with the low
-    frequencies of its grey thumbnail. Words and whitening are fitted once on a sample of the pool.
+    Weight-free. RootSIFT of the grey picture at a fixed size, aggregated (VLAD) and whitened by a PCA, joined with the
+    low frequencies of its grey thumbnail. Words and whitening are fitted once on a sample of the pool.
 ``sscd:PATH``
     SSCD (Pizzi et al. 2022, arXiv:2202.10261): a TorchScript file, or the state dict of its torchvision ResNet-50.
 ``timm:NAME``
@@ -37,8 +37,8 @@ class Thresholds(NamedTuple):
 KNOWN_THRESHOLDS = {
     # DINOv2 (arXiv:2304.07193), appendix A.3.
     "sscd": Thresholds(0.60, 0.45),
-    # Precision >= .99 on labelled copies among distinct photographs: tests/benchmarks/descriptor_thresholds.py --data DIR
-    WEIGHT_FREE: Thresholds(0.40, 0.40),
+    # Precision >= .99 on copies among distinct photographs: tests/benchmarks/descriptor_thresholds.py --data DIR
+    WEIGHT_FREE: Thresholds(0.31, 0.30),
 }
 
 
@@ -84,9 +84,9 @@ class DescriptorConfig(Config):
         for key, value in given.items():
             if value is None and known is None:
                 raise ConfigError(
-                    f"descriptor.{key}: got none, and none is known for {self.name!r}; allowed: a cosine between -1 and 1, "
-                    f"or a descriptor with known thresholds ({', '.join(sorted(KNOWN_THRESHOLDS))}); measure one with "
-                    "tests/benchmarks/descriptor_thresholds.py"
+                    f"descriptor.{key}: got none, and none is known for {self.name!r}; allowed: a cosine between -1 "
+                    f"and 1, or a descriptor with known thresholds ({', '.join(sorted(KNOWN_THRESHOLDS))}); "
+                    "measure one with tests/benchmarks/descriptor_thresholds.py"
                 )
         return Thresholds(
             known.duplicate if self.duplicate_threshold is None and known else float(self.duplicate_threshold or 0),
@@ -102,7 +102,8 @@ class DescriptorConfig(Config):
         rest = self.name.partition(":")[2]
         if not (self.name == WEIGHT_FREE or (self.kind in ("sscd", "timm") and rest)):
             raise ConfigError(
-                f"descriptor.name: got {self.name!r}, allowed: {WEIGHT_FREE}, sscd:PATH, timm:NAME; {WEIGHT_FREE} needs no weights"
+                f"descriptor.name: got {self.name!r}, allowed: {WEIGHT_FREE}, sscd:PATH, timm:NAME; "
+                f"{WEIGHT_FREE} needs no weights"
             )
         path = self.weights_path
         key = "descriptor.name" if self.kind == "sscd" else "descriptor.weights"
@@ -165,12 +166,14 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TorchDescriptor:
-    """A torch model over the 288-px picture, one at a time, in fp32: each keeps its own aspect, as SSCD's README asks."""
+    """A torch model over 288-px pictures in fp32, one at a time: each keeps its aspect, as SSCD's README asks."""
 
     def __init__(self, model: Any) -> None:
         import torch
 
         torch.set_num_threads(1)
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model.to(self.device).eval()
 
@@ -200,7 +203,7 @@ def load_sscd(path: str) -> Any:
     import torch
 
     try:
-        return torch.jit.load(path, map_location="cpu")
+        return torch.jit.load(path, map_location="cpu")  # type: ignore[no-untyped-call]
     except RuntimeError:
         pass
     try:
@@ -209,8 +212,8 @@ def load_sscd(path: str) -> Any:
         model.load_state_dict({key.removeprefix("backbone."): value for key, value in state.items()})
     except Exception as error:
         raise ConfigError(
-            f"descriptor.name: got {path!r}, which holds neither a TorchScript model nor the state dict of SSCD's torchvision "
-            f"ResNet-50 ({type(error).__name__}); give sscd_disc_mixup.torchscript.pt or sscd_disc_mixup.torchvision.pt"
+            f"descriptor.name: got {path!r}, which holds neither a TorchScript model nor the state dict of SSCD's "
+            f"torchvision ResNet-50 ({type(error).__name__}); give a *.torchscript.pt or *.torchvision.pt of SSCD"
         ) from None
     return model
 

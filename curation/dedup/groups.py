@@ -144,7 +144,7 @@ def near_groups(
 
 
 def picture_sizes(io: TaskIO, shard: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """pixels (int64), num_bytes (int64) and sha256 (str) of pictures of one shard; ids ascending."""
+    """Pixels (int64), num_bytes (int64) and sha256 (str) of pictures of one shard; ids ascending."""
     hashes = io.read(io.part("hashes", shard), ["image_id", "sha256", "width_px", "height_px"])
     at = pa.array(rows_at(hashes["image_id"].to_numpy(), ids))
     width, height = (hashes[name].take(at).fill_null(0).to_numpy() for name in ("width_px", "height_px"))
@@ -169,7 +169,7 @@ def ranks_of(io: TaskIO, ids: np.ndarray, shards: list[int]) -> tuple[np.ndarray
 
 
 def group_near_pairs(io: TaskIO, *, shards: list[int], num_parts: int) -> pa.Table:
-    """The table ``near_groups`` from all parts of ``near_pairs``; holds the pictures that are in a pair, and only these."""
+    """The table ``near_groups`` from all parts of ``near_pairs``; holds only the pictures that are in a pair."""
     pairs = pa.concat_tables([io.read(io.part("near_pairs", index)) for index in range(num_parts)])
     a, b, distance = (pairs[name].to_numpy() for name in ("a", "b", "distance_bits"))
     ids = np.unique(np.concatenate([a, b]))

@@ -1,8 +1,8 @@
 """Leakage: pool pictures that show what a benchmark shows are dropped, so that evaluation stays honest.
 
 ``component`` drops a whole component of copies when one of its pictures touches a benchmark picture, as DINOv2 does
-(arXiv:2304.07193, appendix A.3); ``direct`` drops a picture for edges of its own only. Benchmarks drop pool pictures and
-lose none themselves.
+(arXiv:2304.07193, appendix A.3); ``direct`` drops a picture for edges of its own only. Benchmarks drop pool pictures
+and lose none themselves.
 """
 
 from __future__ import annotations
@@ -72,7 +72,6 @@ class Leakage(ShardStage):
     after = "duplicates"
     reads: ClassVar[tuple[str, ...]] = ("duplicates", "components", "reference_edges", "sources")
     writes = ("leakage",)
-    by_content: ClassVar[tuple[str, ...]] = ("sources",)
     config: LeakageConfig
 
     def __init__(self, config: LeakageConfig, *, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:

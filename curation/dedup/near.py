@@ -1,11 +1,11 @@
 """Near-duplicates by perceptual hash: every pair of pictures whose pHashes differ in few bits.
 
-Pigeonhole: the 64 bits are cut into ``radius + 2`` blocks. Two codes within the radius differ in at most ``radius`` blocks,
-so they agree on at least two; every choice of two blocks is a key, codes are sorted by it and compared inside a bucket.
-The result is exact. Equal codes are collapsed first and joined as a chain, so that a thousand copies of one logo are 999
-pairs and one code.
+Pigeonhole: the 64 bits are cut into ``radius + 2`` blocks. Two codes within the radius differ in at most ``radius``
+blocks, so they agree on at least two; every choice of two blocks is a key, codes are sorted by it and compared inside
+a bucket. The result is exact. Equal codes are collapsed first and joined as a chain, so that a thousand copies of one
+logo are 999 pairs and one code.
 
-Work is cut by key: task ``p`` of ``key_ranges`` takes the keys whose mixed value is ``p`` modulo ``key_ranges``, and thus
+Work is cut by key: task ``p`` of ``key_ranges`` takes the keys whose mixed value is ``p`` modulo ``key_ranges``, and so
 whole buckets. A pair belongs to the first key on which its codes agree, so it is written once over all tasks.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
-from curation.schema import TABLES, Part
+from curation.schema import TABLES
 from curation.stage import Config, Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 
 HASH_BITS = 64
@@ -65,7 +65,7 @@ def key_masks(radius_bits: int) -> list[int]:
 
 
 def range_of(keys: np.ndarray, key_ranges: int) -> np.ndarray:
-    """Range that a masked code belongs to, int64; equal keys, equal range (finaliser of splitmix64, so ranges are even)."""
+    """Range that a masked code belongs to, int64; mixed by the finaliser of splitmix64, so that ranges are even."""
     mixed = keys.astype(np.uint64)
     with np.errstate(over="ignore"):
         mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -83,7 +83,7 @@ def blocked_distance(codes: np.ndarray, blocked: np.ndarray) -> np.ndarray:
 
 
 def equal_codes(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Collapse equal codes: distinct codes, the least id of each, and the chain of pairs that joins the ids of one code.
+    """Collapse equal codes: distinct codes, the least id of each, and the chain of pairs that joins equal ones.
 
     Args:
         codes: uint64 [N].
@@ -139,8 +139,8 @@ def near_pairs(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Pairs within the radius that belong to one range of keys; over all ranges each pair comes once.
 
-    Of several pictures with one code the pair of codes is given for the least id only; the chain of zero distances joins
-    the others to it.
+    Of several pictures with one code the pair of codes is given for the least id only; the chain of zero distances
+    joins the others to it.
 
     Args:
         codes: uint64 [N].
@@ -188,10 +188,10 @@ def rows_at(table_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return place
 
 
-def codes_of(io: TaskIO, shard: int, part: Part | None = None) -> tuple[np.ndarray, np.ndarray]:
-    """pHashes (uint64) and ids of what safety kept in a shard, in id order."""
+def codes_of(io: TaskIO, shard: int) -> tuple[np.ndarray, np.ndarray]:
+    """Codes (pHash, uint64) and ids of what safety kept in a shard, in id order."""
     kept = io.kept("safety", shard)["image_id"].to_numpy()
-    table = io.read(part or io.part("hashes", shard), ["image_id", "phash"])
+    table = io.read(io.part("hashes", shard), ["image_id", "phash"])
     place = rows_at(table["image_id"].to_numpy(), kept)
     codes = table["phash"].take(pa.array(place)).combine_chunks()
     known = ~codes.is_null().to_numpy(zero_copy_only=False)
@@ -281,7 +281,7 @@ class Near(ShardStage):
         representative[place] = groups["representative_id"].to_numpy()[mine]
         exact = groups["exact"].to_numpy(zero_copy_only=False)[mine]
         dropped = representative[place] != ids[place]
-        reason[place] = np.where(dropped, np.where(exact, "exact_duplicate", "near_duplicate"), None)
+        reason[place[dropped]] = np.where(exact[dropped], "exact_duplicate", "near_duplicate")
         score[place] = np.where(dropped, groups["distance_bits"].to_numpy()[mine], np.nan)
 
         codes, code_ids = codes_of(io, shard)

@@ -61,7 +61,9 @@ def root_sift(grey: np.ndarray) -> np.ndarray:
 
     scale = SIDE_PX / max(grey.shape)
     small = resized(grey, max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
-    sift = cv2.SIFT_create(nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12)
+    sift = cv2.SIFT_create(  # type: ignore[attr-defined]
+        nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12
+    )
     points, descriptors = sift.detectAndCompute(small, None)
     if descriptors is None or len(points) == 0:
         return np.empty((0, 128), np.float32)
@@ -158,7 +160,7 @@ def _words(rows: np.ndarray, seed: int) -> np.ndarray:
 def whitening(centred: np.ndarray) -> np.ndarray:
     """Projection onto the strongest axes, each at unit variance, float32 [D, at most 397].
 
-    Axes with next to no variance are left out: the mirror images make the rows dependent, and their noise would be blown up.
+    Axes with next to no variance are left out, because whitening would blow up their noise.
     """
     num_rows = len(centred)
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
@@ -177,7 +179,7 @@ class SiftVladDct:
 
     def vector(self, rgb: np.ndarray) -> np.ndarray:
         """RGB uint8 [H, W, 3] to a unit vector, float32 [512]."""
-        from threadpoolctl import threadpool_limits
+        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
         limits: Any = threadpool_limits(1)  # so that a sum is cut the same way on any machine size
         with limits:

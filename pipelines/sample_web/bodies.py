@@ -163,6 +163,14 @@ def _bomb_stream() -> bytes:
     return b"".join(packer.compress(row * 100) for _ in range(_BOMB_SIDE_PX // 100)) + packer.flush()
 
 
+def _corrupt(noise: bytes, *, png: bool) -> bytes:
+    """The first bytes of a picture, then noise."""
+    if png:
+        return _png(320, 240, depth=8, colour=2, stream=noise)
+    jfif = b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
+    return b"\xff\xd8\xff\xe0" + struct.pack(">H", 16) + jfif + b"\xff\xdb\x00\x43\x00" + noise
+
+
 def bad_file(how: str, rng: np.random.Generator) -> bytes:
     """A file that a correct run drops for what it is: bomb, corrupt, tiny, wide, blank, html_as_jpg."""
     match how:
@@ -170,11 +178,7 @@ def bad_file(how: str, rng: np.random.Generator) -> bytes:
             side, note = _BOMB_SIDE_PX, str(rng.integers(1 << 40))
             return _png(side, side, depth=1, colour=0, stream=_bomb_stream(), note=note)
         case "corrupt":
-            noise = rng.bytes(4000)
-            if rng.integers(2):
-                start = b"\xff\xd8\xff\xe0" + struct.pack(">H", 16) + b"JFIF\0\x01\x01\0\0\x01\0\x01\0\0"
-                return start + b"\xff\xdb\x00\x43\x00" + noise
-            return _png(320, 240, depth=8, colour=2, stream=noise)
+            return _corrupt(rng.bytes(4000), png=bool(rng.integers(2)))
         case "tiny":
             pixels = rng.integers(0, 256, (16, 16, 3), dtype=np.uint8)
             return _png(16, 16, depth=8, colour=2, stream=zlib.compress(b"".join(b"\0" + r.tobytes() for r in pixels)))
@@ -184,7 +188,5 @@ def bad_file(how: str, rng: np.random.Generator) -> bytes:
             height, width = (int(side) for side in rng.integers(200, 400, 2))
             colour = rng.integers(0, 256, 3, dtype=np.uint8)
             return _jpeg(np.broadcast_to(colour, (height, width, 3)).copy(), 90)
-        case "html_as_jpg":
-            return f"<!DOCTYPE html><title>gone</title><p>This picture has moved ({rng.integers(1 << 40)}).".encode()
         case _:
-            raise ValueError(f"no such file: {how}")
+            return f"<!DOCTYPE html><title>gone</title><p>This picture has moved ({rng.integers(1 << 40)}).".encode()

@@ -54,7 +54,8 @@ def _warped(tile: Pixels, size: tuple[int, int], rng: np.random.Generator) -> Pi
     from_x = step[0, 0] * bent_x + step[0, 1] * bent_y + start[0]
     from_y = step[1, 0] * bent_x + step[1, 1] * bent_y + start[1]
     # Folded here: OpenCV's own reflection turns into streaks a few tile lengths out.
-    folded = [side - 1 - np.abs(np.mod(at, 2 * (side - 1)) - (side - 1)) for at in (from_x, from_y)]
+    period = 2 * (side - 1)
+    folded = [np.abs(at - period * np.floor(at / period + np.float32(0.5))) for at in (from_x, from_y)]
     return np.asarray(cv2.remap(tile, folded[0], folded[1], cv2.INTER_LINEAR), np.uint8)
 
 
@@ -84,7 +85,7 @@ def _noise(size: tuple[int, int], rng: np.random.Generator) -> Mask:
         cells = first * 3**octave
         coarse = rng.random((cells, cells), dtype=np.float32)
         total += cv2.resize(coarse, (size[1], size[0]), interpolation=cv2.INTER_CUBIC) * np.float32(0.5**octave)
-    return (total - total.min()) / (total.max() - total.min())
+    return np.asarray((total - total.min()) / (total.max() - total.min()), np.float32)
 
 
 def _texture(size: tuple[int, int], rng: np.random.Generator) -> Pixels:
@@ -102,7 +103,9 @@ def _texture(size: tuple[int, int], rng: np.random.Generator) -> Pixels:
             radius = np.hypot(x - np.float32(centre[1]), y - np.float32(centre[0])) + noise * np.float32(40)
             value = 0.5 + 0.5 * np.sin(radius * np.float32(2 * np.pi / period))
         case 2:
-            value = ((np.floor(along / period) + np.floor(across / (period * rng.uniform(0.5, 2)))) % 2) * 0.8 + noise * 0.2
+            value = (
+                (np.floor(along / period) + np.floor(across / (period * rng.uniform(0.5, 2)))) % 2
+            ) * 0.8 + noise * 0.2
         case 3:
             value = np.abs(np.sin(along * np.float32(np.pi / period)) * np.sin(across * np.float32(np.pi / period)))
         case _:
@@ -150,7 +153,9 @@ def _draw_marks(picture: Pixels, rng: np.random.Generator) -> None:
             case 0:
                 text = "".join(chr(c) for c in rng.integers(33, 127, int(rng.integers(1, 6))))
                 font = int(rng.choice([cv2.FONT_HERSHEY_SIMPLEX, cv2.FONT_HERSHEY_COMPLEX]))
-                cv2.putText(picture, text, at, font, rng.uniform(0.5, 1.8), colour, int(rng.integers(1, 4)), cv2.LINE_AA)
+                cv2.putText(
+                    picture, text, at, font, rng.uniform(0.5, 1.8), colour, int(rng.integers(1, 4)), cv2.LINE_AA
+                )
             case 1:
                 to = (int(rng.integers(width)), int(rng.integers(height)))
                 cv2.line(picture, at, to, colour, int(rng.integers(1, 5)), cv2.LINE_AA)

@@ -52,6 +52,21 @@ _OPT_OUT = (
     {"X-Robots-Tag": "noimageai"},
     {"tdm-reservation": "1"},
 )
+# What the server does for a line of a kind, beside sending the file: one of these.
+_BEHAVIOURS: dict[str, tuple[dict[str, Any], ...]] = {
+    "opt_out": tuple({"mode": "paced", "headers": headers} for headers in _OPT_OUT),
+    "not_found": ({"status": 404},),
+    "gone": ({"status": 410},),
+    "server_error": ({"status": 500},),
+    "rate_limited": ({"status": 429, "headers": {"Retry-After": "3600"}},),
+    "rate_limited_ok": ({"mode": "limited", "times": 1}, {"mode": "limited", "times": 2}),
+    "slow_ok": ({"mode": "slow"},),
+    "slow_drip": ({"mode": "drip"},),
+    "truncated_body": ({"mode": "truncate"},),
+    "too_large": ({"mode": "pad"}, {"mode": "pad_chunked"}),
+    "wrong_mime": tuple({"type": name} for name in ("text/html", "image/png", "application/octet-stream", "")),
+    "redirect_private": tuple({"location": address} for address in _PRIVATE),
+}
 ROBOTS_DEFAULT = "User-agent: *\nDisallow: /admin/\n"
 _ROBOTS_ALL = "User-agent: *\nDisallow: /\n"
 _ROBOTS_PART = "# part of this host is private\nUser-agent: *\nDisallow: /private/\nAllow: /private/open/\n"
@@ -80,7 +95,7 @@ class Picture:
 
 @dataclass(kw_only=True)
 class Plan:
-    """The whole site before anything is drawn. ``hosts`` is what the server answers: host -> robots, answers by path."""
+    """The whole site before anything is drawn. ``hosts``: robots.txt and answers by path of every host."""
 
     lines: list[Line]
     pictures: list[Picture]  # benchmark, then query sets, then the list's, numbered in that order
@@ -233,49 +248,24 @@ def _write_line(number: int, line: Line, *, lines: list[Line], hosts: _Hosts, rn
     # A base line's file: kinds without one of their own answer with the bytes of the base they derive from.
     file = file_of(source, lines[source].kind)
     spec: dict[str, Any] = {"file": file, "type": MIME_TYPES[extension]}
-    spec |= _behaviour(line.kind, rng)
-    _redirects(line.kind, (host, path), spec, hosts=hosts)
+    behaviours = _BEHAVIOURS.get(line.kind, ({},))
+    spec |= behaviours[int(rng.integers(len(behaviours)))]
+    _store_answer(line.kind, (host, path), spec, hosts=hosts)
 
 
 def _respelt(url: str, rng: np.random.Generator) -> str:
     """The same address in another spelling."""
     host, path = urlsplit(url).netloc, urlsplit(url).path
-    forms = (f"http://{host.upper()}{path}", f"http://{host}:80{path}", f"{url}#top", f"HTTP://{host.upper()}:80{path}#x")
+    forms = (
+        f"http://{host.upper()}{path}",
+        f"http://{host}:80{path}",
+        f"{url}#top",
+        f"HTTP://{host.upper()}:80{path}#x",
+    )
     return forms[int(rng.integers(len(forms)))]
 
 
-def _behaviour(kind: str, rng: np.random.Generator) -> dict[str, Any]:
-    """What the server does for a line of this kind, beside sending the file."""
-    match kind:
-        case "opt_out":
-            return {"mode": "paced", "headers": _OPT_OUT[int(rng.integers(len(_OPT_OUT)))]}
-        case "not_found":
-            return {"status": 404}
-        case "gone":
-            return {"status": 410}
-        case "server_error":
-            return {"status": 500}
-        case "rate_limited":
-            return {"status": 429, "headers": {"Retry-After": "3600"}}
-        case "rate_limited_ok":
-            return {"mode": "limited", "times": int(rng.integers(1, 3))}
-        case "slow_ok":
-            return {"mode": "slow"}
-        case "slow_drip":
-            return {"mode": "drip"}
-        case "truncated_body":
-            return {"mode": "truncate"}
-        case "too_large":
-            return {"mode": ("pad", "pad_chunked")[int(rng.integers(2))]}
-        case "wrong_mime":
-            return {"type": ("text/html", "image/png", "application/octet-stream", "")[int(rng.integers(4))]}
-        case "redirect_private":
-            return {"location": _PRIVATE[int(rng.integers(len(_PRIVATE)))]}
-        case _:
-            return {}
-
-
-def _redirects(kind: str, place: tuple[str, str], spec: dict[str, Any], *, hosts: _Hosts) -> None:
+def _store_answer(kind: str, place: tuple[str, str], spec: dict[str, Any], *, hosts: _Hosts) -> None:
     """Store the answer of a line, with the further hops of lines that redirect."""
     status = int(hosts.rng.choice([301, 302, 303, 307, 308]))
     if kind == "redirect_ok":

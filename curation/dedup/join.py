@@ -1,0 +1,154 @@
+"""The join of copy descriptors: who is near whom, list by list, scored exactly.
+
+A coarse quantiser cuts the vectors into lists. Each picture has a home list and probes its nearest ones. A list joins
+the pictures at home in it with all that probe it: one GEMM per pair of blocks, then each candidate is scored again from
+the stored fp16 vectors. That score is exact: fp64 holds products and sums of fp16 numbers below 1 without rounding, so
+no order of summation, block or machine can change it. Centroids are rounded to fp16 for the same reason: all tasks see
+the same home for a picture, and each pair is written by one task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+GEMM_MARGIN = 1e-3  # fp32 GEMM of unit vectors is off by less; candidates are scored again
+BLOCK_ROWS = 4096
+
+
+class Members(NamedTuple):
+    """Pictures with their vectors and what is needed to join them, sorted by id."""
+
+    ids: np.ndarray  # int64 [N]
+    vectors: np.ndarray  # float32 [N, D], the stored fp16 values
+    home: np.ndarray  # int32 [N]
+    probes: np.ndarray  # bool [N, L], the lists that a picture looks into; its home always
+
+
+def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of row i of ``a`` and row i of ``b``, float32 [N]; the rows hold fp16 values.
+
+    Each product of fp16 values is a multiple of 2**-48 and sums over unit vectors stay near 1: fp64 adds them exactly.
+    """
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    dot, left_square, right_square = (left * right).sum(1), (left * left).sum(1), (right * right).sum(1)
+    length = np.sqrt(left_square) * np.sqrt(right_square)
+    return np.asarray(dot / np.maximum(length, 1e-12), np.float32)
+
+
+def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Home list and probed lists of each vector.
+
+    Args:
+        vectors: float [N, D], fp16 values.
+        centroids: float [L, D], fp16 values.
+        num_probes: lists to probe, cut to L.
+
+    Returns:
+        home, int32 [N], and probes, bool [N, L].
+    """
+    scores = vectors.astype(np.float64) @ centroids.astype(np.float64).T
+    order = np.argsort(-scores, axis=1, kind="stable")[:, : min(num_probes, len(centroids))]
+    probes = np.zeros(scores.shape, bool)
+    np.put_along_axis(probes, order, True, axis=1)
+    return order[:, 0].astype(np.int32), probes
+
+
+def _candidates(left: np.ndarray, right: np.ndarray, floor: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    for start in range(0, len(left), BLOCK_ROWS):
+        for other in range(0, len(right), BLOCK_ROWS):
+            scores = left[start : start + BLOCK_ROWS] @ right[other : other + BLOCK_ROWS].T
+            i, j = np.nonzero(scores >= floor - GEMM_MARGIN)
+            yield i + start, j + other
+
+
+def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges that one list answers for: between its pictures at home and all that probe it.
+
+    A pair whose homes probe each other is met by two lists; the one with the lower number writes it.
+
+    Returns:
+        a, b (int64, a < b), similarity (float32), sorted by (a, b).
+    """
+    at_home = np.flatnonzero(members.home == list_number)
+    visitors = np.flatnonzero(members.probes[:, list_number])
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    for i, j in _candidates(members.vectors[at_home], members.vectors[visitors], floor):
+        left, right = at_home[i], visitors[j]
+        other_home = members.home[right]
+        elsewhere = (other_home < list_number) & members.probes[left, other_home]
+        mine = np.where(other_home == list_number, members.ids[left] < members.ids[right], ~elsewhere)
+        left, right = left[mine], right[mine]
+        similarity = exact_similarity(members.vectors[left], members.vectors[right])
+        high = similarity >= np.float32(floor)
+        a, b = members.ids[left[high]], members.ids[right[high]]
+        found.append((np.minimum(a, b), np.maximum(a, b), similarity[high]))
+    a, b, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((b, a))
+    return a[order], b[order], similarity[order]
+
+
+def join_references(
+    members: Members, references: Members, list_number: int, floor: float
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Edges between the pool pictures at home in a list and the references that probe it.
+
+    Returns:
+        image_id, reference_id (int64), similarity (float32), sorted by (image_id, reference_id).
+    """
+    at_home = np.flatnonzero(members.home == list_number)
+    visitors = np.flatnonzero(references.probes[:, list_number])
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    for i, j in _candidates(members.vectors[at_home], references.vectors[visitors], floor):
+        left, right = at_home[i], visitors[j]
+        similarity = exact_similarity(members.vectors[left], references.vectors[right])
+        high = similarity >= np.float32(floor)
+        found.append((members.ids[left[high]], references.ids[right[high]], similarity[high]))
+    ids, reference_ids, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
+    order = np.lexsort((reference_ids, ids))
+    return ids[order], reference_ids[order], similarity[order]
+
+
+def edge_recall(
+    vectors: np.ndarray, centroids: np.ndarray, *, floor: float, probes: int, sample: int = 1000, seed: int = 0
+) -> tuple[int, int]:
+    """How many edges of a sample the lists find, against an exact search of all pairs.
+
+    Args:
+        vectors: float32 [N, D], fp16 values.
+        centroids: float32 [L, D].
+        floor: cosine of an edge.
+        probes: lists that a picture probes.
+        sample: pictures to search for exactly, against all N.
+        seed: of the draw.
+
+    Returns:
+        Edges found, edges there are; each counted from the sampled end.
+    """
+    home, seen = assign(vectors, centroids, probes)
+    chosen = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(vectors))[:sample])
+    found = total = 0
+    for i, j in _candidates(vectors[chosen], vectors, floor):
+        left, right = chosen[i], j
+        apart = left != right
+        left, right = left[apart], right[apart]
+        edge = exact_similarity(vectors[left], vectors[right]) >= np.float32(floor)
+        left, right = left[edge], right[edge]
+        total += len(left)
+        found += int((seen[left, home[right]] | seen[right, home[left]]).sum())
+    return found, total
+
+
+def fit_centroids(vectors: np.ndarray, num_lists: int, seed: int) -> np.ndarray:
+    """Spherical k-means by Faiss on one thread; float32 [at most num_lists, D], rounded to fp16 values."""
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    num_lists = max(1, min(num_lists, len(vectors)))
+    if len(vectors) == 0:
+        return np.zeros((1, vectors.shape[1]), np.float32)
+    kmeans = faiss.Kmeans(vectors.shape[1], num_lists, niter=20, seed=seed, spherical=True, min_points_per_centroid=1)
+    kmeans.train(np.ascontiguousarray(vectors, np.float32))
+    return np.asarray(kmeans.centroids, np.float16).astype(np.float32)

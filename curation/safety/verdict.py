@@ -1,0 +1,87 @@
+"""The safety verdict: what does not decode, is too small, too long, blank, or explicit is dropped."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import pyarrow as pa
+from pydantic import Field
+
+from curation.stage import Config, ShardStage, TaskIO, verdict_table
+
+
+class SafetyConfig(Config):
+    """Limits. Thresholds of classes were measured on harmless pictures at 320 px: 0.3 % of them are dropped."""
+
+    nsfw_threshold: dict[str, float] = Field(
+        default={
+            "FEMALE_BREAST_EXPOSED": 0.4,
+            "FEMALE_GENITALIA_EXPOSED": 0.4,
+            "MALE_GENITALIA_EXPOSED": 0.4,
+            "BUTTOCKS_EXPOSED": 0.3,
+            "ANUS_EXPOSED": 0.3,
+        },
+        description="a box of this class with at least this score drops the picture",
+    )
+    min_shortest_px: int = Field(32, ge=1, description="shortest side")
+    max_aspect: float = Field(8.0, ge=1, description="longest side over shortest side")
+    min_luma_std: float = Field(2.0, ge=0, description="below: one colour, a placeholder")
+
+
+def judge(hashes: dict[str, Any], boxes: list[dict[str, Any]], config: SafetyConfig, *, is_reference: bool) -> Any:
+    """(reason, score, threshold) of one picture; (None, score, threshold) of the NSFW test where it is kept.
+
+    A reference (query or benchmark) is dropped only when it does not decode.
+    """
+    if not hashes["ok"]:
+        return hashes["reason"], None, None
+    if is_reference:
+        return None, None, None
+    width, height = hashes["width_px"], hashes["height_px"]
+    if min(width, height) < config.min_shortest_px:
+        return "too_small", float(min(width, height)), float(config.min_shortest_px)
+    if max(width, height) / min(width, height) > config.max_aspect:
+        return "aspect", max(width, height) / min(width, height), config.max_aspect
+    if hashes["luma_std"] < config.min_luma_std:
+        return "blank", hashes["luma_std"], config.min_luma_std
+    judged = [
+        (box["score"], config.nsfw_threshold[box["label"]]) for box in boxes if box["label"] in config.nsfw_threshold
+    ]
+    if not judged:
+        return None, None, None
+    score, threshold = max(judged, key=lambda pair: (pair[0] - pair[1], pair))
+    return ("nsfw" if score >= threshold else None), score, threshold
+
+
+class SafetyStage(ShardStage):
+    """Verdict over every fetched picture."""
+
+    name = "safety"
+    section = "safety"
+    kind = "verdict"
+    after = "fetched"
+    reads: ClassVar[tuple[str, ...]] = ("fetched", "hashes", "detections")
+    writes = ("safety",)
+    roles = ("pool", "query", "benchmark")
+    config: SafetyConfig
+
+    def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
+        """Judge the rows of a shard."""
+        columns = ["image_id", "ok", "reason", "width_px", "height_px", "luma_std"]
+        hashes = {row["image_id"]: row for row in io.table("hashes", columns).to_pylist()}
+        detections = io.table("detections", ["image_id", "boxes"])
+        boxes = dict(zip(detections["image_id"].to_pylist(), detections["boxes"].to_pylist(), strict=True))
+        is_reference = io.role != "pool"
+        judged = [
+            judge(hashes[image_id], boxes[image_id] or [], self.config, is_reference=is_reference)
+            for image_id in io.rows["image_id"].to_pylist()
+        ]
+        return {
+            "safety": verdict_table(
+                "safety",
+                io.rows,
+                reason=[row[0] for row in judged],
+                score=[row[1] for row in judged],
+                threshold=[row[2] for row in judged],
+            )
+        }

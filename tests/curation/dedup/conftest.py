@@ -1,0 +1,104 @@
+"""A TaskIO over tables in memory, and a runner that calls tasks one after the other: plain data for the tests here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from curation.schema import TABLES, Part
+from curation.stage import ShardStage, Task
+
+
+@dataclass
+class MemoryIO:
+    tables: dict[Part, pa.Table] = field(default_factory=dict)
+    kept_ids: dict[tuple[str, int], pa.Table] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    roles: dict[int, str] = field(default_factory=dict)
+    shard: int = -1
+    rows: Any = None
+    role: Any = "pool"
+    scratch: Path = Path()
+    allowed: frozenset[Part] | None = None
+
+    def part(self, table: str, index: int) -> Part:
+        return Part(TABLES[table].root, table, index)
+
+    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        if self.allowed is not None:
+            assert part in self.allowed, f"{part} is read but not named in reads"
+        table = self.tables[part]
+        return table.select(columns) if columns else table
+
+    def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
+        index = 0 if TABLES[name].parts == "single" else self.shard
+        return self.read(self.part(name, index), columns)
+
+    def kept(self, verdict: str, shard: int) -> pa.Table:
+        if self.roles.get(shard, "pool") != "pool":
+            verdict = "safety"
+        if self.allowed is not None:
+            assert self.part(verdict, shard) in self.allowed, f"{verdict} of {shard} is read but not named in reads"
+        return self.kept_ids[verdict, shard]
+
+    def blob(self, path: str, offset: int, size: int, root: str = "pool") -> bytes:
+        return self.blobs[path][offset : offset + size]
+
+    def put(self, table: str, index: int, **columns: Any) -> None:
+        """Store a part of a table; columns not given are null."""
+        schema = TABLES[table].schema
+        num_rows = len(next(iter(columns.values())))
+        arrays = [
+            pa.array(list(columns[f.name]), f.type) if f.name in columns else pa.nulls(num_rows, f.type) for f in schema
+        ]
+        self.tables[self.part(table, index)] = pa.table(arrays, schema=schema)
+
+    def keep(self, verdict: str, shard: int, ids: np.ndarray, sha256: Sequence[str]) -> None:
+        self.kept_ids[verdict, shard] = pa.table(
+            {"image_id": pa.array(ids, pa.int64()), "sha256": pa.array(sha256, pa.string())}
+        )
+
+    # --- Context
+
+    def shards(self, *roles: str) -> list[int]:
+        return sorted(shard for shard, role in self.roles.items() if role in roles)
+
+    def sources(self) -> pa.Table:
+        return self.tables[self.part("sources", 0)]
+
+    def digest(self, part: Part) -> str:
+        return str(part)
+
+    # --- runner
+
+    def map(self, tasks: Sequence[Task]) -> list[None]:
+        for task in tasks:
+            assert task.writes is not None
+            name = task.writes.folder
+            out = task.function(replace(self, allowed=frozenset(task.reads)), **task.args)
+            assert out.schema.equals(TABLES[name].schema), name
+            self.tables[task.writes] = out
+        return []
+
+    def verdict(self, stage: ShardStage, shard: int) -> pa.Table:
+        """Run a verdict stage over what the verdict before it kept, and note what it keeps."""
+        assert stage.after is not None
+        rows = self.kept_ids[stage.after, shard]
+        (name,) = stage.writes
+        out = stage.run(shard, replace(self, shard=shard, rows=rows))[name]
+        assert out.schema.equals(TABLES[name].schema)
+        assert out["image_id"].to_pylist() == rows["image_id"].to_pylist()
+        kept = out.filter(out["keep"])
+        self.kept_ids[name, shard] = kept.select(["image_id", "sha256"])
+        return out
+
+
+@pytest.fixture
+def memory_io() -> MemoryIO:
+    return MemoryIO()

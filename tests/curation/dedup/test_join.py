@@ -1,0 +1,110 @@
+"""The join by lists against all pairs: the same edges, each once, the same bits whatever the cut."""
+
+import numpy as np
+import pytest
+
+from curation.dedup.join import (
+    Members,
+    assign,
+    edge_recall,
+    exact_similarity,
+    fit_centroids,
+    join_list,
+    join_references,
+)
+
+
+def unit_vectors(seed: int, num: int, copies: int = 3, dim: int = 64) -> np.ndarray:
+    """Clusters of near vectors, fp16 values, float32 [num * copies, dim]."""
+    draw = np.random.default_rng(seed)
+    base = np.repeat(draw.standard_normal((num, dim)), copies, axis=0)
+    rows = base + draw.standard_normal(base.shape) * draw.uniform(0.1, 1.2, (len(base), 1))
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    return rows.astype(np.float16).astype(np.float32)
+
+
+def members(vectors: np.ndarray, centroids: np.ndarray, probes: int, ids: np.ndarray) -> Members:
+    home, seen = assign(vectors, centroids, probes)
+    return Members(ids, vectors, home, seen)
+
+
+def all_edges(vectors: np.ndarray, ids: np.ndarray, floor: float) -> dict[tuple[int, int], float]:
+    i, j = np.triu_indices(len(vectors), 1)
+    similarity = exact_similarity(vectors[i], vectors[j])
+    keep = similarity >= np.float32(floor)
+    return {
+        (min(a, b), max(a, b)): s
+        for a, b, s in zip(ids[i[keep]].tolist(), ids[j[keep]].tolist(), similarity[keep].tolist(), strict=True)
+    }
+
+
+@pytest.mark.parametrize(("num_lists", "probes"), [(1, 1), (8, 8), (8, 3), (8, 1)])
+def test_lists_find_what_they_say(num_lists: int, probes: int) -> None:
+    vectors = unit_vectors(0, 80)
+    ids = np.random.default_rng(1).permutation(1000)[: len(vectors)].astype(np.int64)
+    centroids = fit_centroids(vectors, num_lists, seed=0)
+    all_members = members(vectors, centroids, probes, ids)
+    found: dict[tuple[int, int], float] = {}
+    for number in range(num_lists):
+        a, b, similarity = join_list(all_members, number, 0.5)
+        assert (a < b).all()
+        for pair in zip(a.tolist(), b.tolist(), similarity.tolist(), strict=True):
+            assert pair[:2] not in found, "each edge is written by one list"
+            found[pair[0], pair[1]] = pair[2]
+    slow = all_edges(vectors, ids, 0.5)
+    assert set(found) <= set(slow)
+    assert all(slow[pair] == similarity for pair, similarity in found.items()), "the same bits"
+    expected, total = edge_recall(vectors, centroids, floor=0.5, probes=probes, sample=len(vectors))
+    assert (expected, total) == (2 * len(found), 2 * len(slow))
+    if probes == num_lists:
+        assert found == slow
+
+
+def test_order_and_neighbours_change_no_bit() -> None:
+    vectors = unit_vectors(2, 50)
+    ids = np.arange(len(vectors), dtype=np.int64)
+    centroids = fit_centroids(vectors, 6, seed=0)
+    shuffle = np.random.default_rng(3).permutation(len(vectors))
+    part = shuffle[:70]
+    for number in range(6):
+        whole = join_list(members(vectors, centroids, 3, ids), number, 0.4)
+        moved = join_list(members(vectors[shuffle], centroids, 3, ids[shuffle]), number, 0.4)
+        for left, right in zip(whole, moved, strict=True):
+            np.testing.assert_array_equal(left, right)
+        a, b, similarity = join_list(members(vectors[part], centroids, 3, ids[part]), number, 0.4)
+        keep = np.isin(whole[0], part) & np.isin(whole[1], part)
+        np.testing.assert_array_equal(np.stack([a, b]), np.stack([whole[0][keep], whole[1][keep]]))
+        np.testing.assert_array_equal(similarity, whole[2][keep])
+
+
+def test_similarity_is_exact() -> None:
+    """Permuting the dimensions changes the order of every sum, and no bit of the result."""
+    vectors = unit_vectors(4, 100, dim=512)
+    one = exact_similarity(vectors[:-1], vectors[1:])
+    permuted = vectors[:, np.random.default_rng(0).permutation(512)]
+    np.testing.assert_array_equal(one, exact_similarity(permuted[:-1], permuted[1:]))
+    np.testing.assert_array_equal(exact_similarity(vectors, vectors), np.ones(len(vectors), np.float32))
+
+
+def test_references_that_probe_all_lists_are_all_met() -> None:
+    pool, benchmark = unit_vectors(5, 60), unit_vectors(5, 60)[::5]
+    centroids = fit_centroids(pool, 8, seed=0)
+    ids, reference_ids = np.arange(len(pool)), np.arange(len(benchmark)) + 10_000
+    found = []
+    for number in range(8):
+        edges = join_references(
+            members(pool, centroids, 1, ids), members(benchmark, centroids, 8, reference_ids), number, 0.6
+        )
+        found += list(zip(*(column.tolist() for column in edges), strict=True))
+    i, j = np.meshgrid(np.arange(len(pool)), np.arange(len(benchmark)), indexing="ij")
+    similarity = exact_similarity(pool[i.ravel()], benchmark[j.ravel()])
+    keep = similarity >= np.float32(0.6)
+    expected = zip(ids[i.ravel()[keep]], reference_ids[j.ravel()[keep]], similarity[keep], strict=True)
+    assert sorted(found) == sorted((int(a), int(b), float(s)) for a, b, s in expected)
+
+
+def test_a_fit_of_nothing_and_of_little() -> None:
+    assert fit_centroids(np.empty((0, 8), np.float32), 16, seed=0).shape == (1, 8)
+    assert fit_centroids(unit_vectors(0, 2, copies=1, dim=8), 16, seed=0).shape == (2, 8)
+    vectors = unit_vectors(0, 50)
+    np.testing.assert_array_equal(fit_centroids(vectors, 5, seed=3), fit_centroids(vectors, 5, seed=3))

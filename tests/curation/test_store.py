@@ -1,0 +1,120 @@
+import json
+import os
+import socket
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from curation.schema import Part
+from curation.store import (
+    Lease,
+    LeaseLostError,
+    LeaseTakenError,
+    LocalStore,
+    check_lease,
+    lease_holder,
+    open_store,
+    read_footer,
+    read_part,
+    write_part,
+)
+from curation.stage import ConfigError
+
+TABLE = pa.table({"image_id": pa.array(range(1000), pa.int64()), "name": [f"x{i % 7}" for i in range(1000)]})
+
+
+def written(folder: Path, table: pa.Table, **more: str):
+    path = folder / "part"
+    footer = write_part(table, path, stage="s", version=1, fingerprint=more.get("fingerprint", "f"), inputs={"a": 1})
+    return path, footer
+
+
+def test_the_digest_follows_the_rows_and_nothing_else(tmp_path):
+    _, whole = written(tmp_path, TABLE)
+    chunked = pa.concat_tables([TABLE.slice(0, 10), TABLE.slice(10)])
+    _, same = written(tmp_path, chunked, fingerprint="another")
+    _, other = written(tmp_path, TABLE.slice(1))
+    changed = TABLE.set_column(1, "name", pa.array([*TABLE["name"].to_pylist()[:-1], "zz"]))
+    _, last_row = written(tmp_path, changed)
+    _, renamed = written(tmp_path, TABLE.rename_columns(["image_id", "title"]))
+    assert same.digest == whole.digest
+    assert len({whole.digest, other.digest, last_row.digest, renamed.digest}) == 4
+
+
+def test_a_part_is_the_same_bytes_every_time(tmp_path):
+    first, _ = written(tmp_path, TABLE)
+    before = first.read_bytes()
+    second, _ = written(tmp_path, pa.concat_tables([TABLE.slice(0, 400), TABLE.slice(400)]))
+    assert second.read_bytes() == before
+
+
+def test_a_part_is_created_once_and_comes_back_whole(tmp_path):
+    store = LocalStore(str(tmp_path / "root"))
+    part = Part("run", "t", 3)
+    path, footer = written(tmp_path, TABLE)
+    assert read_footer(store, part) is None
+    assert store.create(part.path, path)
+    assert read_footer(store, part) == footer
+    assert read_part(store, part).equals(TABLE)
+    assert read_part(store, part, ["name"]).column_names == ["name"]
+    path, _ = written(tmp_path, TABLE.slice(1))
+    assert not store.create(part.path, path)
+    assert read_part(store, part).num_rows == 1000
+    assert list(store.list("t")) == ["t/part-000000003.parquet"]
+    assert not list((tmp_path / "root" / ".beside").iterdir())
+
+
+def test_a_part_is_replaced_only_when_it_is_the_one_that_was_read(tmp_path):
+    store = LocalStore(str(tmp_path / "root"))
+    store.create("a", written(tmp_path, TABLE)[0])
+    tag = store.tag("a")
+    assert store.replace("a", written(tmp_path, TABLE.slice(1))[0], tag)
+    assert not store.replace("a", written(tmp_path, TABLE.slice(2))[0], tag)
+
+
+def test_what_a_killed_writer_left_is_swept(tmp_path):
+    store = LocalStore(str(tmp_path))
+    (tmp_path / ".beside").mkdir()
+    (tmp_path / ".beside" / "half").write_bytes(b"PAR1")
+    store.sweep()
+    assert not list((tmp_path / ".beside").iterdir())
+
+
+def test_a_parquet_file_of_others_is_one_readable_line(tmp_path):
+    import pyarrow.parquet as pq
+
+    (tmp_path / "t").mkdir()
+    pq.write_table(TABLE, tmp_path / "t" / "part-000000000.parquet")
+    with pytest.raises(ConfigError, match="not written by lvd"):
+        read_footer(LocalStore(str(tmp_path)), Part("run", "t", 0))
+
+
+def test_an_unknown_root_names_what_is_allowed():
+    with pytest.raises(ConfigError, match=r"scheme 'gs' is not known; give a folder or s3://"):
+        open_store("gs://bucket/x")
+
+
+def test_one_driver_at_a_time(tmp_path):
+    store = LocalStore(str(tmp_path))
+    lease = Lease(store, tmp_path)
+    assert lease_holder(store) == f"process {os.getpid()} on {socket.gethostname()}"
+    check_lease(store, lease.token)
+    with pytest.raises(LeaseTakenError, match=f"process {os.getpid()}"):
+        Lease(store, tmp_path)
+    with pytest.raises(LeaseLostError):
+        check_lease(store, "another")
+    lease.release()
+    assert lease_holder(store) is None
+
+
+def test_a_dead_driver_is_followed_at_once_and_a_silent_one_after_a_while(tmp_path):
+    store = LocalStore(str(tmp_path))
+    note = {"token": "t", "host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0, "time": 9e9}
+    (tmp_path / "lease.json").write_text(json.dumps(note))
+    Lease(store, tmp_path).release()
+    (tmp_path / "lease.json").write_text(json.dumps({**note, "host": "elsewhere", "time": 0.0}))
+    Lease(store, tmp_path).release()
+    (tmp_path / "lease.json").write_text(json.dumps({**note, "host": "elsewhere"}))
+    with pytest.raises(LeaseTakenError, match="on elsewhere"):
+        Lease(store, tmp_path)

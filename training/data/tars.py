@@ -1,0 +1,112 @@
+"""Tars: written the same bytes every time, read by offset.
+
+ustar without owners, times or links: what goes in decides every byte. Samples for webdataset are members ``KEY.EXT`` that
+follow one another and share a key.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+_BLOCK = 512
+_RECORD = 20 * _BLOCK
+
+
+class TarError(ValueError):
+    """The file is no tar, or is damaged or cut off."""
+
+
+class Member(NamedTuple):
+    """One file inside a tar."""
+
+    name: str
+    offset: int  # of its first byte
+    size: int  # bytes
+
+
+class TarWriter:
+    """Writes a tar to a path, member by member, and hashes it on the way."""
+
+    def __init__(self, path: Path | str) -> None:
+        self._file: BinaryIO = Path(path).open("wb")  # noqa: SIM115 - closed by close()
+        self._hash = hashlib.sha256()
+        self.num_bytes = 0
+        self.num_members = 0
+
+    def add(self, name: str, data: bytes) -> int:
+        """Append one member.
+
+        Returns:
+            Offset of its first byte inside the tar.
+
+        Raises:
+            TarError: the name does not fit into a ustar header.
+        """
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        info.mode = 0o644
+        try:
+            header = info.tobuf(tarfile.USTAR_FORMAT, "utf-8", "strict")
+        except (ValueError, UnicodeError) as error:
+            raise TarError(f"{name!r} cannot be a member of a tar: {error}") from None
+        self._write(header)
+        offset = self.num_bytes
+        self._write(data)
+        self._write(b"\0" * (-len(data) % _BLOCK))
+        self.num_members += 1
+        return offset
+
+    def close(self) -> None:
+        """Write the end mark and close the file."""
+        if self._file.closed:
+            return
+        self._write(b"\0" * (2 * _BLOCK))
+        self._write(b"\0" * (-self.num_bytes % _RECORD))
+        self._file.close()
+
+    @property
+    def sha256(self) -> str:
+        """sha256 of what was written so far, hex."""
+        return self._hash.hexdigest()
+
+    def _write(self, data: bytes) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self.num_bytes += len(data)
+
+
+def members(path: Path | str) -> Iterator[Member]:
+    """All regular files of an uncompressed or compressed tar, in stored order; offsets are of the uncompressed stream.
+
+    Raises:
+        TarError: the file is no tar, or is damaged or cut off.
+    """
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            for info in tar:
+                if info.isfile():
+                    yield Member(info.name, info.offset_data, info.size)
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise TarError(f"{path}: {error}") from None
+
+
+def read_member(path: Path | str, name: str) -> bytes:
+    """Bytes of one member by name.
+
+    Raises:
+        TarError: there is no such member, or the tar is damaged.
+    """
+    try:
+        with tarfile.open(path, "r:*") as tar:
+            file = tar.extractfile(name)
+            if file is None:
+                raise TarError(f"{path}: {name!r} is no file")
+            return file.read()
+    except KeyError:
+        raise TarError(f"{path}: no member {name!r}") from None
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise TarError(f"{path}: {error}") from None
