@@ -109,9 +109,7 @@ def _curate(options: argparse.Namespace) -> int:
         options.overrides = [*options.overrides, f"execution.max_shards={options.limit}"]
     recipe = _recipe(options)
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if options.json else _say
-    outcome = curate(
-        recipe, Options(until=options.until, redo=tuple(options.redo), dry_run=options.dry_run), say
-    )
+    outcome = curate(recipe, Options(until=options.until, redo=tuple(options.redo), dry_run=options.dry_run), say)
     if options.dry_run:
         print("\n".join(describe_plan(outcome.lines)))
         return 0
@@ -119,7 +117,9 @@ def _curate(options: argparse.Namespace) -> int:
         num_done = sum(line.num_done for line in outcome.lines)
         say(f"nothing to do: all {num_done:,} parts of {recipe.name} are done ({time.monotonic() - started:.1f} s)")
     if options.until:
-        say(f"done until {options.until}; go on with: lvd curate {options.recipe} {' '.join(options.overrides)}".rstrip())
+        say(
+            f"done until {options.until}; go on with: lvd curate {options.recipe} {' '.join(options.overrides)}".rstrip()
+        )
         return 0
     return _end(recipe, outcome, as_json=options.json)
 
@@ -155,7 +155,10 @@ def _end(recipe: Any, outcome: Outcome, *, as_json: bool) -> int:
         print(f"manifest  {recipe.run}/manifest")
         print(f"next      pd.read_parquet({recipe.run + '/manifest'!r}); lvd report --run {recipe.run}")
     for name, count in broken.items():
-        print(f"lvd: check {name} found {count:,} rows; look at them with: lvd sql {name} --run {recipe.run}", file=sys.stderr)
+        print(
+            f"lvd: check {name} found {count:,} rows; look at them with: lvd sql {name} --run {recipe.run}",
+            file=sys.stderr,
+        )
     return 1 if broken else 0
 
 
@@ -278,7 +281,9 @@ def _clean(options: argparse.Namespace) -> int:
     from pipelines.look import clean
 
     removed = clean(options.run)
-    print(json.dumps(removed) if options.json else f"{removed['objects']:,} objects removed, {removed['bytes']:,} bytes")
+    print(
+        json.dumps(removed) if options.json else f"{removed['objects']:,} objects removed, {removed['bytes']:,} bytes"
+    )
     return 0
 
 

@@ -10,7 +10,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from curation.dedup.components import Components, Duplicates, DuplicatesConfig
-from curation.dedup.describe import DescriptorConfig, Describe, FitDescriptor
+from curation.dedup.copydescriptor import DescriptorConfig
+from curation.dedup.describe import Describe, FitDescriptor
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
@@ -48,12 +49,16 @@ class CurateRecipe(Config):
     """Everything that `lvd curate` needs to know."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]+$", description="a run belongs to one recipe name")
-    pool: str = Field(description="root of bytes, facts, vectors and fits; shared by recipes", json_schema_extra=EXECUTION)
+    pool: str = Field(
+        description="root of bytes, facts, vectors and fits; shared by recipes", json_schema_extra=EXECUTION
+    )
     run: str = Field(description="root of verdicts, selection and tars", json_schema_extra=EXECUTION)
     shard_rows: int = Field(default=10_000, ge=1, le=ROWS_PER_SHARD_LIMIT, description="fixed when a pool is made")
     sample_web: SampleWebConfig | None = Field(default=None, description="build and serve a website with a known truth")
     sources: dict[str, SourceConfig] = Field(min_length=1, description="what is curated")
-    queries: dict[str, QueryConfig] = Field(default_factory=dict, description="curated sets to be retrieved for, in order")
+    queries: dict[str, QueryConfig] = Field(
+        default_factory=dict, description="curated sets to be retrieved for, in order"
+    )
     benchmarks: dict[str, SourceConfig] = Field(default_factory=dict, description="sets to be kept out")
     screen: ScreenConfig = ScreenConfig()
     fetch: FetchConfig = FetchConfig()
@@ -76,7 +81,9 @@ class CurateRecipe(Config):
         names = [*self.sources, *self.queries, *self.benchmarks]
         twice = sorted({name for name in names if names.count(name) > 1})
         if twice:
-            raise ValueError(f"the name {twice[0]!r} stands twice among sources, queries and benchmarks; names are unique")
+            raise ValueError(
+                f"the name {twice[0]!r} stands twice among sources, queries and benchmarks; names are unique"
+            )
         return self
 
 
@@ -101,10 +108,10 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
         Describe(recipe.descriptor),
         FitQuantiser(recipe.edges),
         Edges(recipe.edges, recipe.descriptor),
-        Components(recipe.duplicates, recipe.descriptor),
+        Components(recipe.duplicates, recipe.descriptor, recipe.edges),
         FitEmbedder(recipe.embed),
-        Duplicates(recipe.duplicates, recipe.descriptor),
-        Leakage(recipe.leakage, recipe.descriptor),
+        Duplicates(recipe.duplicates, recipe.descriptor, recipe.edges),
+        Leakage(recipe.leakage, recipe.descriptor, recipe.edges),
         # meaning
         Embed(recipe.embed),
         FitKmeans(recipe.cluster),

@@ -174,7 +174,9 @@ class Ledger:
         inputs = self.shard_inputs(stage, shard)
         origin = _origin(stage, inputs)
         parts = tuple(self.part(table, shard) for table in stage.writes)
-        why = self._why(stage, parts, origin) or (self._uncovered(stage, parts, shard) if stage.kind == "facts" else None)
+        why = self._why(stage, parts, origin) or (
+            self._uncovered(stage, parts, shard) if stage.kind == "facts" else None
+        )
         return None if why is None else Undone(job=self._job(stage, origin, parts, shard=shard), why=why)
 
     def undone_task(self, stage: Stage, task: Task) -> Undone | None:

@@ -73,7 +73,11 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
             if value not in names:
                 raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
     if recipe.sample_web is None:
-        for group, sources in (("sources", recipe.sources), ("queries", recipe.queries), ("benchmarks", recipe.benchmarks)):
+        for group, sources in (
+            ("sources", recipe.sources),
+            ("queries", recipe.queries),
+            ("benchmarks", recipe.benchmarks),
+        ):
             for name, source in sources.items():
                 check_source(f"{group}.{name}", source)
     for stage in stages:
@@ -159,9 +163,7 @@ def make_executor(recipe: CurateRecipe, where: Where) -> Executor:
         return InlineExecutor(where)
     from pipelines.runner import RayExecutor
 
-    return RayExecutor(
-        where, workers=execution.workers, fetchers=execution.fetchers, gpu_workers=execution.gpu_workers
-    )
+    return RayExecutor(where, workers=execution.workers, fetchers=execution.fetchers, gpu_workers=execution.gpu_workers)
 
 
 def describe_plan(lines: Sequence[PlanLine]) -> Iterator[str]:
@@ -270,6 +272,7 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
         update={
             "locations": {name: source.location for name, _, source in named},
             "kinds": {name: source.kind for name, _, source in named},
+            "image_columns": {name: source.image_column for name, _, source in named},
         }
     )
     return recipe.model_copy(update={"fetch": fetch})

@@ -111,7 +111,7 @@ class Components(GlobalStage):
     writes = ("components",)
     config: DuplicatesConfig
 
-    def __init__(self, config: DuplicatesConfig, *, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
+    def __init__(self, config: DuplicatesConfig, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
         super().__init__(config)
         self.threshold = config.resolved_threshold(descriptor, edges)
         self.num_parts = edges.num_lists
@@ -148,7 +148,7 @@ class Duplicates(ShardStage):
     writes = ("duplicates",)
     config: DuplicatesConfig
 
-    def __init__(self, config: DuplicatesConfig, *, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
+    def __init__(self, config: DuplicatesConfig, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
         super().__init__(config)
         self.threshold = config.resolved_threshold(descriptor, edges)
 

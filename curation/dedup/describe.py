@@ -121,10 +121,14 @@ class FitDescriptor(GlobalStage):
         """What decides the fit."""
         return self.config.model_values()
 
+    def preflight(self) -> None:
+        """The name is known, weights and thresholds are there."""
+        self.config.check()
+
     def folder(self, table: str, context: Context) -> str:
-        """``fits/descriptor-KEY``."""
-        del table, context
-        return f"fits/{keyed_folder('descriptor', self.config.kind, self.config.model_values()).replace('/', '-')}"
+        """``fits/fit_descriptor/NAME-KEY``."""
+        del context
+        return f"fits/{keyed_folder(table, self.config.kind, self.config.model_values())}"
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One fit."""

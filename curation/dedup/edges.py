@@ -146,10 +146,9 @@ class FitQuantiser(GlobalStage):
         return {"fit": [config.num_lists, config.fit_pictures, config.fit_shards, config.fit_seed]}
 
     def folder(self, table: str, context: Context) -> str:
-        """``fits/quantiser-KEY``: of the descriptors and of the fit."""
-        del table
+        """``fits/fit_quantiser/kmeans-KEY``: of the descriptors and of the fit."""
         descriptors = context.part("descriptors", 0).folder
-        return f"fits/{keyed_folder('quantiser', 'kmeans', self.fingerprint_values(), descriptors).replace('/', '-')}"
+        return f"fits/{keyed_folder(table, 'kmeans', self.fingerprint_values(), descriptors)}"
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One fit."""
@@ -174,7 +173,7 @@ class Edges(GlobalStage):
     writes = ("edges", "reference_edges")
     config: EdgesConfig
 
-    def __init__(self, config: EdgesConfig, *, descriptor: DescriptorConfig) -> None:
+    def __init__(self, config: EdgesConfig, descriptor: DescriptorConfig) -> None:
         super().__init__(config)
         self.floor, self.reference_floor = config.floors(descriptor)
 

@@ -74,7 +74,7 @@ class Leakage(ShardStage):
     writes = ("leakage",)
     config: LeakageConfig
 
-    def __init__(self, config: LeakageConfig, *, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
+    def __init__(self, config: LeakageConfig, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
         super().__init__(config)
         self.threshold = config.resolved_threshold(descriptor, edges)
         self.num_parts = edges.num_lists

@@ -13,14 +13,14 @@ from __future__ import annotations
 
 import re
 from itertools import combinations
-from typing import Any, ClassVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
 from curation.schema import TABLES
-from curation.stage import Config, Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
+from curation.stage import Config, Context, GlobalStage, Map, Task, TaskIO
 
 HASH_BITS = 64
 BLOCKS_IN_KEY = 2
@@ -253,52 +253,3 @@ class NearPairs(GlobalStage):
                 for key_range in range(self.config.key_ranges)
             ]
         )
-
-
-class Near(ShardStage):
-    """Drops what repeats another picture: exact_duplicate, near_duplicate, and what a blocked hash names."""
-
-    name = "near"
-    section = "near"
-    kind = "verdict"
-    after = "safety"
-    reads: ClassVar[tuple[str, ...]] = ("safety", "hashes", "near_groups")
-    writes = ("near",)
-    config: NearConfig
-
-    def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
-        """One row for each picture that safety kept."""
-        ids = io.rows["image_id"].to_numpy()
-        radius = self.config.radius_bits
-        reason = np.full(len(ids), None, object)
-        score = np.full(len(ids), np.nan, np.float32)
-        representative = ids.copy()
-
-        groups = io.table("near_groups")
-        group_ids = groups["image_id"].to_numpy()
-        mine = np.flatnonzero(np.isin(group_ids, ids))
-        place = rows_at(ids, group_ids[mine])
-        representative[place] = groups["representative_id"].to_numpy()[mine]
-        exact = groups["exact"].to_numpy(zero_copy_only=False)[mine]
-        dropped = representative[place] != ids[place]
-        reason[place[dropped]] = np.where(exact[dropped], "exact_duplicate", "near_duplicate")
-        score[place] = np.where(dropped, groups["distance_bits"].to_numpy()[mine], np.nan)
-
-        codes, code_ids = codes_of(io, shard)
-        distance = blocked_distance(codes, parse_hashes(self.config.blocked_hashes))
-        hit = np.flatnonzero((distance <= radius) & np.isin(code_ids, ids))
-        place = rows_at(ids, code_ids[hit])
-        reason[place], score[place] = "blocked_hash", distance[hit]
-        representative[place] = ids[place]
-
-        threshold = np.where(np.isnan(score), np.nan, np.float32(radius))
-        return {
-            "near": verdict_table(
-                "near",
-                io.rows,
-                reason=list(reason),
-                score=score,
-                threshold=threshold.astype(np.float32),
-                representative_id=representative,
-            )
-        }

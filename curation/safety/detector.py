@@ -1,6 +1,6 @@
 """NudeNet's detector: class scores and boxes of exposed parts and faces.
 
-NudeNet is AGPL-3.0: it is imported, never copied, and a recipe with ``look.detector: none`` works without it. Its own
+NudeNet is AGPL-3.0: it is imported, never copied; a recipe with ``look.detector: none`` works without it. Its own
 pre- and post-processing runs here; only the session is ours, with one thread, so that results do not depend on the machine.
 """
 

@@ -95,7 +95,7 @@ class Score:
         return found
 
     @property
-    def good(self) -> bool:
+    def ok(self) -> bool:
         """Whether every floor is met."""
         return not self.failures()
 
@@ -183,7 +183,7 @@ def format_score(result: Score) -> str:
         lines += [f"  {kind.kind} line {m.line} {m.url}: {m.got}, expected {m.expected}" for m in kind.misses]
     failures = result.failures()
     lines += [f"short: {failure}" for failure in failures]
-    lines.append("score: short" if failures else "score: good")
+    lines.append("score: short" if failures else "score: ok")
     return "\n".join(lines)
 
 
@@ -196,5 +196,5 @@ def score_json(result: Score) -> dict[str, Any]:
         "base_kept": result.base_kept,
         "forbidden_contacts": None if result.contacts is None else list(result.contacts),
         "failures": result.failures(),
-        "good": result.good,
+        "ok": result.ok,
     }

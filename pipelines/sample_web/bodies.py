@@ -116,7 +116,7 @@ def with_face(pixels: Pixels, face_px: int, rng: np.random.Generator) -> tuple[P
     """
     x, y, w, h = HEAD_PX
     head = installed_photos()["astronaut"][y : y + h, x : x + w]
-    scale = min(face_px / FACE_PX[3], 0.95 * pixels.shape[0] / h, 0.95 * pixels.shape[1] / w)
+    scale = min(face_px / FACE_PX[3], 0.7 * pixels.shape[0] / h, 0.7 * pixels.shape[1] / w)
     width, height = round(w * scale), round(h * scale)
     head = _resized(head, width, height)
     face_x = FACE_PX[0] - x

@@ -8,7 +8,6 @@ and ``sample_web.json`` (digest and counts; its presence says that the site is w
 from __future__ import annotations
 
 import csv
-import functools
 import json
 import os
 import shutil
@@ -64,8 +63,10 @@ class Made(NamedTuple):
     face_box: tuple[float, ...] | None
 
 
-def build(config: SampleWebConfig) -> Path:
+def build(config: SampleWebConfig, say: Callable[[str], None] | None = None) -> Path:
     """Make the site in ``config.path`` unless it is there already; the folder.
+
+    ``say`` hears what is made, in plain words.
 
     Raises:
         ConfigError: photos are missing or too few, or the folder holds something else.
@@ -77,6 +78,8 @@ def build(config: SampleWebConfig) -> Path:
             return target
     elif target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ConfigError(f"sample_web.path: {target} holds something else than a sample web; name an empty folder")
+    if say is not None:
+        say(f"building the sample web of {config.urls:,} addresses in {target}")
     beside = target.with_name(f".{target.name}.{os.getpid()}.new")
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -87,6 +90,9 @@ def build(config: SampleWebConfig) -> Path:
             target.rename(old)
             shutil.rmtree(old)
         beside.rename(target)
+        note = json.loads((target / INFO).read_text())["note"]
+        if say is not None and note:
+            say(f"the sample web is {note}")
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return target
@@ -120,7 +126,7 @@ def _write_site(folder: Path, config: SampleWebConfig, digest: str, *, run_all: 
             num_urls -= 1
             if num_urls < 200:
                 raise ConfigError(
-                    f"sample_web.photos: {len(sources)} usable pictures (at least 176 px, distinct), "
+                    f"sample_web.photos: {len(sources)} usable pictures (at least 160 px, distinct), "
                     f"{num_pictures(200)} are needed for the smallest site; name more folders or tars"
                 )
         sources = [sources[i] for i in rng.permutation(len(sources))][: num_pictures(num_urls)]
@@ -149,14 +155,9 @@ def _write_site(folder: Path, config: SampleWebConfig, digest: str, *, run_all: 
 # Which picture is made from what.
 
 
-@functools.cache
-def _installed() -> dict[str, Pixels]:
-    return photos.installed_photos()
-
-
 def _tile_sources(num_needed: int, num_references: int, rng: np.random.Generator) -> list[Tile | Crop]:
     """A tile of its own for every picture: the benchmark's, the query sets' (a few scenes each), the list's."""
-    tiles = photos.cut_tiles(_installed(), num_needed, rng)
+    tiles = photos.cut_tiles(photos.installed_photos(), num_needed, rng)
     per_scene = QUERIES_PER_SET // _SCENES_PER_SET
     scenes = [name for name in sorted(tiles) if len(tiles[name]) >= 2 * per_scene]
     scenes = [scenes[i] for i in rng.permutation(len(scenes))]
@@ -172,16 +173,24 @@ def _tile_sources(num_needed: int, num_references: int, rng: np.random.Generator
 def _distinct_crops(config: SampleWebConfig, run_all: RunAll) -> list[Tile | Crop]:
     """Windows of the given pictures that show something, none like an earlier one to pHash."""
     needed = num_pictures(config.urls)
-    crops = photos.given_crops(config.photos, needed + needed // 5 + 8)
-    looked = zip(crops, run_all(_hash_of_crop, crops), strict=True)
-    showing = [(crop, found) for crop, found in looked if found is not None]
+    crops = photos.given_crops(config.photos, needed)
+    distinct = _distinct_of(crops, run_all) if all(crop.box == photos.WHOLE for crop in crops) else []
+    if len(distinct) < needed:  # pieces have to be cut, and about half of small pieces look alike or show nothing
+        distinct = _distinct_of(photos.given_crops(config.photos, 2 * needed), run_all)
+    return distinct
+
+
+def _distinct_of(crops: list[Crop], run_all: RunAll) -> list[Tile | Crop]:
+    by_picture: dict[tuple[str, int], list[Crop]] = {}
+    for crop in crops:
+        by_picture.setdefault((crop.file, crop.offset), []).append(crop)
+    showing = [pair for pairs in run_all(_hashes_of_pieces, by_picture.values()) for pair in pairs]
     clash = clashes(np.array([found for _, found in showing], np.uint64))
     return [crop for (crop, _), double in zip(showing, clash, strict=True) if not double]
 
 
-def _hash_of_crop(crop: Crop) -> int | None:
-    pixels = photos.read_crop(crop)
-    return phash_of(pixels) if photos.shows_something(pixels) else None
+def _hashes_of_pieces(crops: list[Crop]) -> list[tuple[Crop, int]]:
+    return [(crop, phash_of(pixels)) for crop, pixels in photos.pieces_apart(crops)]
 
 
 def _add_queries(plan: Plan, scenes: list[str], first: int) -> None:
@@ -236,7 +245,7 @@ def draw_one(job: Job) -> Made:
     rng = np.random.default_rng([job.seed, 1, job.number, job.attempt])
     source = job.source
     if isinstance(source, Tile):
-        side, photo = source.side_px, _installed()[source.scene]
+        side, photo = source.side_px, photos.installed_photos()[source.scene]
         pixels = compose(photo[source.y_px : source.y_px + side, source.x_px : source.x_px + side], rng)
     else:
         pixels = photos.read_crop(source)
@@ -258,7 +267,7 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def _write_lists(folder: Path, plan: Plan, *, scenes: list[str], made: list[Made]) -> None:
-    with (folder / "urls.csv").open("w", newline="", encoding="utf-8") as stream:
+    with (folder / "urls.csv").open("w", newline="", encoding="utf-8", errors="surrogateescape") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["url", "page_url", "alt_text"])
         writer.writerows([line.url, line.page_url, line.alt_text] for line in plan.lines)
@@ -277,7 +286,7 @@ def _truth_row(number: int, line: Line, scenes: list[str], made: list[Made]) -> 
     box = made[line.picture].face_box if line.kind == "face" and line.picture is not None else None
     return {
         "line": number,
-        "url": line.url,
+        "url": line.url.encode("utf-8", "surrogateescape").decode("utf-8", "replace"),
         "kind": line.kind,
         "end_stage": kind.end_stage,
         "reason": None if kind.end_stage == KEPT else kind.reason,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import heapq
 import importlib.util
 import io
@@ -30,8 +31,13 @@ HEAD_PX = (150, 18, 150, 174)
 FACE_PX = (183, 72, 84, 112)
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _LONGEST_PX = 512  # a base picture's longer side, at most
-_SHORTEST_PX = 176  # a base picture's shorter side, at least
+_SHORTEST_PX = 160  # a base picture's shorter side, at least
 _FLATTEST_STD = 10.0  # below, a tile shows nothing
+_FEWEST_FEATURES = 20  # a piece with fewer cannot be told from others
+_TWIN_SIMILARITY = 0.92  # of two local features: 0.4 apart
+# Measured over 2,578 pairs of pieces: with a VLAD of SIFT, 25 look like copies, 23 of them above this.
+_ALIKE_SHARE = 0.15
+WHOLE = (0.0, 0.0, 1.0, 1.0)
 
 
 class Tile(NamedTuple):
@@ -65,6 +71,7 @@ def open_rgb(data: bytes | Path) -> Pixels:
         return np.asarray(image.convert("RGB"))
 
 
+@functools.cache
 def installed_photos() -> dict[str, Pixels]:
     """Photographs of the installed packages by name. Read from their files; nothing is downloaded."""
     photos = {}
@@ -124,7 +131,7 @@ def given_crops(places: list[str], num_needed: int) -> list[Crop]:
     order = 0
     for place in places:
         for scene, file, offset, size in _members(Path(place)):
-            crop = Crop(scene, file, offset, size, (0.0, 0.0, 1.0, 1.0))
+            crop = Crop(scene, file, offset, size, WHOLE)
             shape = _shape(crop)
             if shape is not None and min(shape) >= _SHORTEST_PX and max(shape) <= 4 * min(shape):
                 heap.append((0, -max(shape), order, crop, shape))
@@ -179,6 +186,43 @@ def read_crop(crop: Crop) -> Pixels:
     return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS))
 
 
+def pieces_apart(crops: list[Crop]) -> list[tuple[Crop, Pixels]]:
+    """Those windows of one picture that show something and cannot be taken for an earlier one of them.
+
+    Two pieces of a brick wall share no pixel and still look like copies, to people and to copy detectors.
+    """
+    pieces = [(crop, read_crop(crop)) for crop in crops]
+    pieces = [(crop, pixels) for crop, pixels in pieces if shows_something(pixels)]
+    if len(crops) == 1:
+        return pieces
+    kept: list[tuple[Crop, Pixels]] = []
+    features: list[NDArray[np.float32]] = []
+    for crop, pixels in pieces:
+        found = _local_features(pixels)
+        if len(found) >= _FEWEST_FEATURES and all(_share_found(found, other) < _ALIKE_SHARE for other in features):
+            kept.append((crop, pixels))
+            features.append(found)
+    return kept
+
+
+def _local_features(pixels: Pixels) -> NDArray[np.float32]:
+    """RootSIFT of the strongest 300 points at 256 px, float32 [N, 128], unit length."""
+    import cv2
+
+    scale = 256 / max(pixels.shape[:2])
+    grey = cv2.resize(cv2.cvtColor(pixels, cv2.COLOR_RGB2GRAY), None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    _, found = cv2.SIFT.create(300).detectAndCompute(grey, None)
+    if found is None:
+        return np.zeros((0, 128), np.float32)
+    return np.asarray(np.sqrt(found / (found.sum(axis=1, keepdims=True) + 1e-6)), np.float32)
+
+
+def _share_found(a: NDArray[np.float32], b: NDArray[np.float32]) -> float:
+    """Share of the features of either piece that have a twin in the other, the larger of both."""
+    twin = a @ b.T > _TWIN_SIMILARITY
+    return float(max(twin.any(axis=1).mean(), twin.any(axis=0).mean()))
+
+
 def _bytes_of(crop: Crop) -> bytes:
     with Path(crop.file).open("rb") as stream:
         stream.seek(crop.offset)
@@ -195,7 +239,7 @@ def _shape(crop: Crop) -> tuple[int, int] | None:
 
 
 def shows_something(pixels: Pixels) -> bool:
-    """Whether a given picture has contrast in more than one corner of itself, and so can be told from others."""
+    """Whether half of the cells of a 4 x 4 grid have contrast, so that the picture can be told from others."""
     height, width = pixels.shape[0] // 4 * 4, pixels.shape[1] // 4 * 4
     cells = pixels[:height, :width, 1].reshape(4, height // 4, 4, width // 4).std(axis=(1, 3))
     return bool((cells > _FLATTEST_STD).mean() >= 0.5)

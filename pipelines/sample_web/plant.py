@@ -23,7 +23,7 @@ _BROKEN = (
     "http://[::1/half-a-bracket.jpg",
     "http://h000.sample.test:port/a.jpg",
     "http://h000.sample.test:99999/a.jpg",
-    "\u202e\ufffd\U0001f4f7",
+    "http://h000.sample.test/\udcff\udcfe.jpg",  # two bytes that are no UTF-8
 )
 _SCHEMES = (
     "ftp://h000.sample.test/{}.jpg",

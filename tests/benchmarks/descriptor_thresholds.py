@@ -181,9 +181,8 @@ def main() -> None:
     vectors = vectors.astype(np.float16).astype(np.float32)
     cost_ms = (time.process_time() - started) / len(rows) * 1e3
     print(f"{len(rows)} pictures, {len(photos) + len(others)} distinct, {cost_ms:.1f} CPU ms each")
-    group = np.array([row[0] for row in rows])
     edit = np.array([row[1] for row in rows])
-    chosen = report(vectors, group, edit, edit == "")
+    chosen = report(vectors, np.array([row[0] for row in rows]), edit, edit == "")
 
     print("labelled groups of copies_pdq_imagededup.tar")
     labelled = tar_pictures(args.data / "copies_pdq_imagededup.tar")
@@ -194,7 +193,8 @@ def main() -> None:
             print(f"  {vectors[i] @ vectors[originals[row['group']]]:.3f} {row['group']} {row['edit']}")
     strange = np.array([[a["group"] != b["group"] for b, _ in labelled] for a, _ in labelled])
     print(f"  highest between groups: {np.where(strange, vectors @ vectors.T, -1).max():.3f}")
-    print(f"{config.kind}: lowest threshold with precision >= .99 and < .5 % of distinct pictures hit: {chosen}")
+    lowest = "none" if chosen is None else f"{chosen:.2f}"
+    print(f"{config.kind}: lowest threshold with precision >= .99 and < .5 % of distinct pictures hit: {lowest}")
 
 
 if __name__ == "__main__":

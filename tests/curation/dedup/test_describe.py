@@ -64,7 +64,7 @@ def described(memory_io: Any) -> Any:
     looked_at(memory_io, 2, [90, 91])
     looked_at(memory_io, 1_000_000, [3, 92], role="benchmark")
     fit = FitDescriptor(CONFIG)
-    assert fit.folder("fit_descriptor", memory_io).startswith("fits/descriptor-sift-vlad-dct-")
+    assert fit.folder("fit_descriptor", memory_io).startswith("fits/fit_descriptor/sift-vlad-dct-")
     fit.run(memory_io, memory_io.map)
     return memory_io
 

@@ -10,9 +10,9 @@ from curation.dedup.components import Components, Duplicates, DuplicatesConfig, 
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_table
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
-from curation.dedup.groups import NearGroups
+from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
-from curation.dedup.near import Near, NearConfig, NearPairs
+from curation.dedup.near import NearConfig, NearPairs
 from curation.schema import image_ids
 from curation.stage import ConfigError
 
@@ -124,17 +124,17 @@ def chain(io: Any) -> None:
         },
     )
     FitQuantiser(EDGES).run(io, io.map)
-    Edges(EDGES, descriptor=DESCRIPTOR).run(io, io.map)
+    Edges(EDGES, DESCRIPTOR).run(io, io.map)
 
 
 def verdicts(io: Any, duplicates: DuplicatesConfig, leakage: LeakageConfig) -> dict[int, str | None]:
     """The reason of each pool picture, None for what is left."""
-    Components(duplicates, descriptor=DESCRIPTOR, edges=EDGES).run(io, io.map)
+    Components(duplicates, DESCRIPTOR, EDGES).run(io, io.map)
     reasons: dict[int, str | None] = {}
     for shard in POOL:
         for stage in (
-            Duplicates(duplicates, descriptor=DESCRIPTOR, edges=EDGES),
-            Leakage(leakage, descriptor=DESCRIPTOR, edges=EDGES),
+            Duplicates(duplicates, DESCRIPTOR, EDGES),
+            Leakage(leakage, DESCRIPTOR, EDGES),
         ):
             table = io.verdict(stage, shard)
             reasons |= dict(zip(table["image_id"].to_pylist(), table["reason"].to_pylist(), strict=True))
@@ -169,7 +169,7 @@ def test_only_named_benchmarks_count(memory_io: Any) -> None:
     got = verdicts(memory_io, DuplicatesConfig(), LeakageConfig(benchmarks=("set3",)))
     assert got[0] is None
     assert got[S2 + 1] == "leak"
-    table = memory_io.verdict(Leakage(LeakageConfig(), descriptor=DESCRIPTOR, edges=EDGES), 0)
+    table = memory_io.verdict(Leakage(LeakageConfig(), DESCRIPTOR, EDGES), 0)
     assert table["reference_id"].to_pylist() == [2_000_000 * 1_000_000]
     assert table["benchmark"].to_pylist() == ["set2"]
 
@@ -177,7 +177,7 @@ def test_only_named_benchmarks_count(memory_io: Any) -> None:
 def test_nothing_at_all(memory_io: Any) -> None:
     vectors_in(memory_io, {0: []})
     FitQuantiser(EDGES).run(memory_io, memory_io.map)
-    Edges(EDGES, descriptor=DESCRIPTOR).run(memory_io, memory_io.map)
+    Edges(EDGES, DESCRIPTOR).run(memory_io, memory_io.map)
     POOL_BEFORE = list(POOL)
     POOL[:] = [0]
     try:
@@ -192,7 +192,7 @@ def test_edges_do_not_depend_on_the_order_of_shards(memory_io: Any) -> None:
     before = [memory_io.tables[part] for part in parts]
     forwards = memory_io.shards
     memory_io.shards = lambda *roles: forwards(*roles)[::-1]
-    Edges(EDGES, descriptor=DESCRIPTOR).run(memory_io, memory_io.map)
+    Edges(EDGES, DESCRIPTOR).run(memory_io, memory_io.map)
     assert [memory_io.tables[part] for part in parts] == before
 
 
@@ -201,8 +201,8 @@ def test_a_threshold_below_the_stored_edges_is_refused() -> None:
         ConfigError,
         match=r"duplicates.threshold: got 0.3, allowed: 0.55 \(edges.floor\) and above; set edges.floor=0.3",
     ):
-        Duplicates(DuplicatesConfig(threshold=0.3), descriptor=DESCRIPTOR, edges=EDGES)
+        Duplicates(DuplicatesConfig(threshold=0.3), DESCRIPTOR, EDGES)
     with pytest.raises(ConfigError, match=r"leakage\.threshold: got 0\.3, allowed: 0\.45"):
-        Leakage(LeakageConfig(threshold=0.3), descriptor=DESCRIPTOR, edges=EDGES)
+        Leakage(LeakageConfig(threshold=0.3), DESCRIPTOR, EDGES)
     loose = EdgesConfig(floor=0.2)
-    assert Duplicates(DuplicatesConfig(threshold=0.3), descriptor=DESCRIPTOR, edges=loose).threshold == 0.3
+    assert Duplicates(DuplicatesConfig(threshold=0.3), DESCRIPTOR, loose).threshold == 0.3

@@ -41,11 +41,11 @@ def request(host: str, path: str, *, complete: bool = True, method: str = "GET")
     return {"host": host, "path": path, "method": method, "status": 200, "complete": complete, "bytes": 9}
 
 
-def test_right_run_is_good():
+def test_right_run_is_ok():
     result = score(ends_of(RIGHT), TRUTH, [request("h000.sample.test", "/p/0.jpg")])
-    assert (result.overall, result.base_kept, result.contacts, result.good) == (1.0, 1.0, (), True)
-    assert "score: good" in format_score(result)
-    assert score_json(result)["good"] is True
+    assert (result.overall, result.base_kept, result.contacts, result.ok) == (1.0, 1.0, (), True)
+    assert "score: ok" in format_score(result)
+    assert score_json(result)["ok"] is True
 
 
 def test_every_alternative_counts_and_selection_counts_as_kept():
@@ -68,7 +68,7 @@ def test_wrong_end_is_a_miss_of_its_kind(line: int, stage: str, reason: str | No
     rows[line] = (line, stage, reason)
     result = score(ends_of(rows), TRUTH)
     assert result.overall == pytest.approx(8 / 9)
-    assert not result.good
+    assert not result.ok
     (kind,) = [kind for kind in result.kinds if kind.misses]
     assert (kind.kind, kind.misses[0].line) == (KINDS[line][0], line)
     assert kind.misses[0].got in format_score(result)
@@ -97,7 +97,7 @@ def test_missing_and_doubled_and_unknown_lines_are_seen():
 def test_forbidden_contacts(asked: dict[str, object], num_contacts: int):
     result = score(ends_of(RIGHT), TRUTH, [asked])
     assert len(result.contacts or ()) == num_contacts
-    assert result.good is (num_contacts == 0)
+    assert result.ok is (num_contacts == 0)
 
 
 def test_without_a_log_contacts_are_not_judged():

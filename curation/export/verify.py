@@ -1,0 +1,125 @@
+"""Verify: read every tar of a run and hold it against the tables that describe it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tarfile
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curation.schema import Part
+from curation.store import Store, read_part
+from training.data.pixels import DecodeError, decode
+
+_BLOCK_BYTES = 8 << 20
+_HEADER_BYTES = 512  # of a ustar header, and the grain to which members are padded
+
+
+def verify(run: Store) -> tuple[list[str], int]:
+    """Read all tars of a run.
+
+    What must hold: each tar has the digest and size that ``shards`` says; its members are the samples of its part of
+    ``manifest``, picture then json, keys sorted and without a gap over all tars; pictures that were not blurred have
+    their sha256; all decode; no image is there twice; no tar lies in ``tars/`` that no table names.
+
+    Args:
+        run: store of the run.
+
+    Returns:
+        What does not hold, one line each, and the number of samples read.
+    """
+    shards = read_part(run, Part("run", "shards", 0)).to_pylist()
+    problems: list[str] = []
+    ids: list[np.ndarray] = [np.empty(0, np.int64)]
+    for tar, shard in enumerate(shards):
+        part = Part("run", "manifest", tar)
+        if not run.exists(part.path):
+            problems.append(f"{part.path}: missing")
+            continue
+        manifest = read_part(run, part)
+        ids.append(manifest["image_id"].to_numpy())
+        num_before = sum(len(some) for some in ids[:-1])
+        problems += _verify_tar(run, shard, manifest, num_before)
+    found = np.concatenate(ids)
+    unique, counts = np.unique(found, return_counts=True)
+    problems += [f"image {image}: in the set {n} times" for image, n in zip(unique, counts, strict=True) if n > 1]
+    problems += [f"{path}: no table names it" for path in run.list("tars") if path not in {s["tar"] for s in shards}]
+    named = {Part("run", "manifest", tar).path for tar in range(len(shards))}
+    problems += [f"{path}: of no tar in shards" for path in run.list("manifest") if path not in named]
+    return problems, len(found)
+
+
+def _verify_tar(run: Store, shard: Mapping[str, Any], manifest: pa.Table, num_before: int) -> list[str]:
+    path = shard["tar"]
+    if not run.exists(path):
+        return [f"{path}: missing"]
+    problems = []
+    num_bytes = run.size(path)
+    if num_bytes != shard["num_bytes"]:
+        problems.append(f"{path}: {num_bytes:,} bytes, shards says {shard['num_bytes']:,}")
+    if manifest.num_rows != shard["num_samples"]:
+        problems.append(f"{path}: {manifest.num_rows:,} rows in manifest, shards says {shard['num_samples']:,}")
+    digest = _digest(run, path, num_bytes)
+    if digest != shard["sha256"]:
+        problems.append(f"{path}: sha256 is {digest}, shards says {shard['sha256']}")
+    header = 0  # where the header of the next member stands
+    for place, row in enumerate(manifest.to_pylist()):
+        where = f"{path} {row['key']}"
+        if row["key"] != f"{num_before + place:09d}":
+            problems.append(f"{where}: the key should be {num_before + place:09d}")
+        if row["tar"] != path:
+            problems.append(f"{where}: manifest says it is in {row['tar']}")
+            continue
+        header, more = _verify_sample(run, row, header)
+        problems += [f"{where}: {text}" for text in more]
+    return problems
+
+
+def _digest(run: Store, path: str, num_bytes: int) -> str:
+    digest = hashlib.sha256()
+    for offset in range(0, num_bytes, _BLOCK_BYTES):
+        digest.update(run.read_range(path, offset, min(_BLOCK_BYTES, num_bytes - offset)))
+    return digest.hexdigest()
+
+
+def _verify_sample(run: Store, row: Mapping[str, Any], header: int) -> tuple[int, list[str]]:
+    """Problems of one sample, whose first header should stand at ``header``, and where the next one should stand."""
+    problems = []
+    if row["offset"] != header + _HEADER_BYTES:
+        problems.append(f"offset {row['offset']}, should be {header + _HEADER_BYTES}")
+    next_header = row["offset"] + _padded(row["size"])
+    data = b""
+    try:
+        head = run.read_range(row["tar"], row["offset"] - _HEADER_BYTES, _HEADER_BYTES + row["size"])
+        data = head[_HEADER_BYTES:]
+        problems += _verify_header(head, f"{row['key']}.{row['ext']}", row["size"])
+        side = tarfile.TarInfo.frombuf(run.read_range(row["tar"], next_header, _HEADER_BYTES), "utf-8", "strict")
+        told = json.loads(run.read_range(row["tar"], next_header + _HEADER_BYTES, side.size))
+        if side.name != f"{row['key']}.json":
+            problems.append(f"{side.name} follows it in the tar")
+        problems += [f"json says {k} {v!r}, manifest {row[k]!r}" for k, v in told.items() if row.get(k) != v]
+        next_header += _HEADER_BYTES + _padded(side.size)
+    except (tarfile.TarError, ValueError, OSError) as error:
+        problems.append(f"the tar cannot be read there: {error}")
+    if not row["blurred"] and hashlib.sha256(data).hexdigest() != row["sha256"]:
+        problems.append("its bytes have another sha256")
+    try:
+        picture = decode(data)
+        if (picture.width_px, picture.height_px) != (row["width_px"], row["height_px"]):
+            problems.append(f"is {picture.width_px} x {picture.height_px}, manifest says otherwise")
+    except DecodeError as error:
+        problems.append(f"does not decode: {error}")
+    return next_header, problems
+
+
+def _verify_header(head: bytes, name: str, size: int) -> list[str]:
+    info = tarfile.TarInfo.frombuf(head[:_HEADER_BYTES], "utf-8", "strict")
+    return [] if (info.name, info.size) == (name, size) else [f"the tar holds {info.name} of {info.size} bytes there"]
+
+
+def _padded(num_bytes: int) -> int:
+    return num_bytes + -num_bytes % _HEADER_BYTES

@@ -1,0 +1,83 @@
+"""k-means over unit vectors: a fit on a sample (Faiss), and an assignment whose every row is the same in any batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+_CANDIDATES = 4
+_MARGIN = 1e-4  # fp32 GEMM of unit vectors is off by less
+_BLOCK_ROWS = 4096
+
+
+def vectors_of(table: Any) -> np.ndarray:
+    """The column ``vector`` of a pa.Table as float32 [N, D]."""
+    column = table["vector"].combine_chunks()
+    dim = column.type.list_size
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), dim)
+
+
+def fit(vectors: np.ndarray, *, num_clusters: int, iterations: int, seed: int) -> np.ndarray:
+    """Spherical k-means.
+
+    Args:
+        vectors: float32 [N, D], unit length.
+        num_clusters: at most N are made.
+        iterations: of Lloyd's algorithm.
+        seed: of the start.
+
+    Returns:
+        Centroids, float32 [K, D], unit length, exact in fp16 so that similarities to them are exact too.
+    """
+    import faiss
+
+    faiss.omp_set_num_threads(1)
+    num_clusters = min(num_clusters, len(vectors))
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        num_clusters,
+        niter=iterations,
+        seed=seed,
+        spherical=True,
+        min_points_per_centroid=1,
+        max_points_per_centroid=1 << 30,
+    )
+    kmeans.train(np.ascontiguousarray(vectors, np.float32))
+    return np.asarray(kmeans.centroids, np.float16).astype(np.float32)
+
+
+def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of unit vectors [..., D] held as fp16 values, float32: summed in fp64, where no rounding happens."""
+    return np.asarray((a.astype(np.float64) * b.astype(np.float64)).sum(axis=-1), np.float32)
+
+
+def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Nearest centroid of each vector; ties go to the least number.
+
+    A blocked GEMM proposes, exact similarities decide: no row depends on the others.
+
+    Args:
+        vectors: float32 [N, D], fp16 values.
+        centroids: float32 [K, D], fp16 values.
+
+    Returns:
+        cluster, int32 [N], and similarity to it, float32 [N].
+    """
+    clusters = np.zeros(len(vectors), np.int32)
+    best = np.zeros(len(vectors), np.float32)
+    num = min(_CANDIDATES, len(centroids))
+    for start in range(0, len(vectors), _BLOCK_ROWS):
+        block = vectors[start : start + _BLOCK_ROWS]
+        scores = block @ centroids.T
+        candidates = np.sort(np.argpartition(-scores, num - 1, axis=1)[:, :num], axis=1)
+        exact = similarity(block[:, None, :], centroids[candidates])
+        rows = np.arange(len(block))
+        pick = exact.argmax(axis=1)
+        clusters[start : start + len(block)] = candidates[rows, pick]
+        best[start : start + len(block)] = exact[rows, pick]
+        worst = np.take_along_axis(scores, candidates, axis=1).min(axis=1)
+        for row in np.flatnonzero((worst > exact.max(axis=1) - _MARGIN) & (num < len(centroids))):
+            full = similarity(block[row], centroids)
+            clusters[start + row], best[start + row] = full.argmax(), full.max()
+    return clusters, best
