@@ -131,7 +131,7 @@ def _say(text: str) -> None:
 def _end(recipe: Any, outcome: Outcome, *, as_json: bool) -> int:
     """Checks, funnel, score, costs, where the result lies and what to do next."""
     from curation.query import run_checks
-    from pipelines.look import opened, score_run
+    from pipelines.results import opened, score_run
     from pipelines.report.funnel import format_funnel, funnel
 
     with opened(recipe.run) as database:
@@ -205,14 +205,14 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    from pipelines.look import status
+    from pipelines.results import status
 
     print(status(options.run, as_json=options.json))
     return 0
 
 
 def _funnel(options: argparse.Namespace) -> int:
-    from pipelines.look import opened
+    from pipelines.results import opened
     from pipelines.report.funnel import format_funnel, funnel
 
     with opened(options.run) as database:
@@ -225,7 +225,7 @@ def _funnel(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from pipelines.look import opened
+    from pipelines.results import opened
     from pipelines.report.explain import explain
 
     with opened(options.run) as database:
@@ -235,7 +235,7 @@ def _explain(options: argparse.Namespace) -> int:
 
 def _sql(options: argparse.Namespace) -> int:
     from curation.query import run_sql
-    from pipelines.look import opened
+    from pipelines.results import opened
 
     with opened(options.run) as database:
         frame = run_sql(database.connection, options.name)
@@ -247,7 +247,7 @@ def _sql(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from pipelines.look import opened, score_run
+    from pipelines.results import opened, score_run
     from pipelines.report.score import format_score, score_json
 
     with opened(options.run) as database:
@@ -257,7 +257,7 @@ def _score(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from pipelines.look import verify_run
+    from pipelines.results import verify_run
 
     problems, num_samples = verify_run(options.run)
     if options.json:
@@ -270,7 +270,7 @@ def _verify(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from pipelines.look import write_page
+    from pipelines.results import write_page
 
     path = write_page(options.run)
     print(json.dumps({"page": str(path)}) if options.json else f"page      {path}")
@@ -278,7 +278,7 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _clean(options: argparse.Namespace) -> int:
-    from pipelines.look import clean
+    from pipelines.results import clean
 
     removed = clean(options.run)
     print(

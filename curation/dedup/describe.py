@@ -91,7 +91,7 @@ def sample_of(io: TaskIO, shards: list[int], num_pictures: int) -> list[dict[str
 
 def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, seed: int) -> pa.Table:
     """The table ``fit_descriptor``; no row where the descriptor needs no fit (``num_pictures`` = 0)."""
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     from curation.dedup.siftvlad import fit_sift_vlad
 

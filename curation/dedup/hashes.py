@@ -14,26 +14,40 @@ def pixel_sha256(rgb: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def phash(rgb: np.ndarray) -> int:
-    """``imagehash.phash`` of uint8 [H, W, 3] as 64 bits, its first bit the most significant one."""
+def luma(rgb: np.ndarray) -> np.ndarray:
+    """Luma (ITU-R 601, Pillow's rounding, which imagehash uses) of uint8 [H, W, 3] as uint8 [H, W]."""
+    from PIL import Image
+
+    return np.asarray(Image.fromarray(rgb).convert("L"))
+
+
+def phash(picture: np.ndarray) -> int:
+    """``imagehash.phash`` of uint8 [H, W, 3] or its luma [H, W], as 64 bits, its first bit the most significant one."""
     import imagehash
     from PIL import Image
 
-    return _bits(imagehash.phash(Image.fromarray(rgb)).hash)
+    return _bits(imagehash.phash(Image.fromarray(picture)).hash)
 
 
-def dhash(rgb: np.ndarray) -> int:
-    """``imagehash.dhash`` of uint8 [H, W, 3] as 64 bits, its first bit the most significant one."""
+def dhash(picture: np.ndarray) -> int:
+    """``imagehash.dhash`` of uint8 [H, W, 3] or its luma [H, W], as 64 bits, its first bit the most significant one."""
     import imagehash
     from PIL import Image
 
-    return _bits(imagehash.dhash(Image.fromarray(rgb)).hash)
+    return _bits(imagehash.dhash(Image.fromarray(picture)).hash)
 
 
-def luma_std(rgb: np.ndarray) -> float:
-    """Standard deviation of luma (ITU-R 601), 0 to 127; near 0 is a blank picture."""
-    red, green, blue = (rgb[:, :, channel].astype(np.float32) for channel in range(3))
-    return float(np.std(0.299 * red + 0.587 * green + 0.114 * blue, dtype=np.float64))
+def luma_std(picture: np.ndarray) -> float:
+    """Standard deviation of luma, 0 to 127, of uint8 [H, W, 3] or its luma [H, W]; near 0 is a blank picture.
+
+    From the histogram: whole numbers, so no order of summing shows, and no float copy of a large picture.
+    """
+    from PIL import Image
+
+    counts = np.array(Image.fromarray(picture).convert("L").histogram(), np.float64)
+    levels = np.arange(256, dtype=np.float64)
+    mean = (counts * levels).sum() / counts.sum()
+    return float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
 
 
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -61,7 +61,7 @@ def root_sift(grey: np.ndarray) -> np.ndarray:
 
     scale = SIDE_PX / max(grey.shape)
     small = resized(grey, max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
-    sift = cv2.SIFT_create(  # type: ignore[attr-defined]
+    sift = cv2.SIFT_create(
         nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12
     )
     points, descriptors = sift.detectAndCompute(small, None)
@@ -179,7 +179,7 @@ class SiftVladDct:
 
     def vector(self, rgb: np.ndarray) -> np.ndarray:
         """RGB uint8 [H, W, 3] to a unit vector, float32 [512]."""
-        from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+        from threadpoolctl import threadpool_limits
 
         limits: Any = threadpool_limits(1)  # so that a sum is cut the same way on any machine size
         with limits:

@@ -67,8 +67,8 @@ def address_error(url: str) -> str | None:
 def canonical_url(url: str) -> str:
     """The spelling under which equal addresses are equal (RFC 3986, section 6.2.2 and 6.2.3).
 
-    Scheme and host in lower case, IDNA, no default port, no fragment, dot segments gone, escapes of the path normal. The
-    query stays as it is: servers tell more apart there than the standard does.
+    Scheme and host in lower case, IDNA, no default port, no fragment, dot segments gone, escapes of the path normal.
+    The query stays as it is: servers tell more apart there than the standard does.
 
     Raises:
         AddressError: the text is no address.

@@ -1,233 +1,273 @@
-"""Fetch: the bytes of every line that screening let through, or the class of its failure.
-
-A shard is fetched into scratch and then packed in id order, so that the same answers give the same tar. Servers are never
-visited twice for the same bytes: what was stored stays, a fetch is never run twice at once.
-"""
+"""Fetching: bytes of what screening let through, from the web or from local files, each picture stored as it came."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from curation.dedup.near import rows_at
-from curation.ingest.sources import LocalReader
+from curation.ingest.fetcher import Fetcher, Outcome
+from curation.ingest.guard import Guard
+from curation.ingest.local import read_local
+from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
+from curation.ingest.robots import Rules
 from curation.schema import TABLES
 from curation.stage import EXECUTION, Config, Resources, ShardStage, TaskIO, verdict_table
 
-_BREAKER_ROWS = 50
-_BREAKER_SHARE = 0.9
-
-
-class FetchConfig(Config):
-    """How the web is visited. What is asked for and kept decides content; pace and patience do not."""
-
-    agent: str = Field("lvd-bot", pattern=r"^[A-Za-z_-]+$", description="our token in robots.txt, and the User-Agent")
-    contact: str = Field("", json_schema_extra=EXECUTION, description="address or page for site owners, sent along")
-    respect_robots: bool = True
-    respect_opt_out: bool = True
-    max_bytes: int = Field(30_000_000, ge=1)
-    max_redirects: int = Field(5, ge=0, le=20)
-    concurrency: int = Field(64, ge=1, json_schema_extra=EXECUTION, description="connections of one worker")
-    per_host: int = Field(2, ge=1, json_schema_extra=EXECUTION, description="connections to one host, of one worker")
-    per_host_interval_s: float = Field(0.0, ge=0, json_schema_extra=EXECUTION, description="between visits to a host")
-    max_crawl_delay_s: float = Field(10.0, ge=0, json_schema_extra=EXECUTION)
-    timeout_s: float = Field(30.0, gt=0, json_schema_extra=EXECUTION, description="of one visit, body included")
-    connect_timeout_s: float = Field(10.0, gt=0, json_schema_extra=EXECUTION)
-    attempts: int = Field(3, ge=1, json_schema_extra=EXECUTION, description="visits for transient failures")
-    backoff_s: float = Field(
-        0.5, ge=0, json_schema_extra=EXECUTION, description="before the second attempt, then doubled"
-    )
-    max_retry_after_s: float = Field(
-        5.0, ge=0, json_schema_extra=EXECUTION, description="a longer wait is rate_limited"
-    )
-    resolve: dict[str, str] = Field(
-        default_factory=dict, json_schema_extra=EXECUTION, description="host -> ip:port, the guard's only exemption"
-    )
-    locations: dict[str, str] = Field(
-        default_factory=dict, json_schema_extra=EXECUTION, description="filled in: source -> its location"
-    )
-    kinds: dict[str, str] = Field(
-        default_factory=dict, json_schema_extra=EXECUTION, description="filled in: source -> its kind"
-    )
-    image_columns: dict[str, str] = Field(
-        default_factory=dict, json_schema_extra=EXECUTION, description="filled in: source -> its image column"
-    )
+BYTES = "bytes"  # folder of the tars
 
 
 class FetchBreakerError(RuntimeError):
-    """Nearly nothing can be reached: the fault is here, so no row is marked."""
+    """So little succeeds that the fault is likely ours: nothing is recorded, so nothing has to be repaired."""
 
 
-def failure_row(image_id: int, reason: str) -> dict[str, Any]:
-    """Columns of ``images`` of a row without bytes."""
-    return {"image_id": image_id, "ok": False, "reason": reason, "transient": False}
+class FetchConfig(Config):
+    """How pictures are fetched.
 
-
-class _Spool:
-    """Bodies on the worker's disk until their shard is complete."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def put(self, image_id: int, body: bytes) -> None:
-        (self._folder / f"{image_id}.body").write_bytes(body)
-
-    def take(self, image_id: int) -> bytes:
-        path = self._folder / f"{image_id}.body"
-        body = path.read_bytes()
-        path.unlink()
-        return body
-
-
-def stored(row: dict[str, Any], body: bytes, picture_format: str) -> dict[str, Any]:
-    """Columns of ``images`` that follow from the bytes."""
-    digest = hashlib.sha256(body).hexdigest()
-    return row | {"ok": True, "format": picture_format, "sha256": digest, "num_bytes": len(body), "transient": False}
-
-
-def read_local(rows: list[dict[str, Any]], config: FetchConfig, spool: _Spool) -> dict[int, dict[str, Any]]:
-    """Rows of ``images`` of local pictures."""
-    from curation.ingest.fetcher import sniff
-
-    readers: dict[str, LocalReader] = {}
-    images = {}
-    for row in rows:
-        source, image_id = row["source"], row["image_id"]
-        if source not in readers:
-            column = config.image_columns.get(source, "image")
-            readers[source] = LocalReader(config.locations[source], config.kinds[source], column)
-        body = readers[source].read(row["location"])
-        if body is None:
-            images[image_id] = failure_row(image_id, "file_missing")
-        elif len(body) > config.max_bytes:
-            images[image_id] = failure_row(image_id, "too_large")
-        elif (found := sniff(body)) is None:
-            images[image_id] = failure_row(image_id, "not_an_image")
-        else:
-            spool.put(image_id, body)
-            images[image_id] = stored({"image_id": image_id, "reason": None}, body, found)
-    return images
-
-
-async def visit_all(
-    rows: list[dict[str, Any]], config: FetchConfig, spool: _Spool
-) -> tuple[dict[int, dict[str, Any]], list[dict[str, Any]]]:
-    """Rows of ``images`` and of ``fetch_log`` of remote pictures.
-
-    Raises:
-        FetchBreakerError: of the first rows, nearly all failed to resolve or connect.
+    What decides which pictures may be had is content: agent, robots, opt-out, limits of size and of redirects. How
+    long, how often and how many at once is execution: patience changes what succeeds on a bad day, and must not ask
+    for millions of pictures again.
     """
-    from curation.ingest.fetcher import Fetcher
 
-    images: dict[int, dict[str, Any]] = {}
-    log: list[dict[str, Any]] = []
-    reasons: Counter[str | None] = Counter()
-    limit = asyncio.Semaphore(config.concurrency)
+    agent: str = Field(
+        default="lvd-curate", pattern=r"^[A-Za-z_-]+$", description="our name in robots.txt and X-Robots-Tag"
+    )
+    respect_robots: bool = Field(default=True, description="ask for robots.txt first, and do as it says")
+    respect_opt_out: bool = Field(default=True, description="X-Robots-Tag noai, noindex, …; tdm-reservation")
+    max_bytes: int = Field(default=20_000_000, ge=1, description="of one picture")
+    max_redirects: int = Field(default=5, ge=0)
+    contact: str = Field(
+        default="",
+        json_schema_extra=EXECUTION,
+        pattern=r"^[\x20-\x7e]*$",
+        description="address or page that stands in the User-Agent, for those who want to complain",
+    )
+    concurrency: int = Field(default=64, ge=1, json_schema_extra=EXECUTION, description="requests at once, each worker")
+    per_host: int = Field(default=2, ge=1, json_schema_extra=EXECUTION, description="connections to one host")
+    per_host_interval_s: float = Field(
+        default=0.2, ge=0, json_schema_extra=EXECUTION, description="least time between requests to one host"
+    )
+    max_crawl_delay_s: float = Field(
+        default=30.0, ge=0, json_schema_extra=EXECUTION, description="Crawl-delay of robots.txt counts up to this"
+    )
+    timeout_s: float = Field(default=20.0, gt=0, json_schema_extra=EXECUTION, description="of one visit, body included")
+    attempts: int = Field(default=3, ge=1, json_schema_extra=EXECUTION, description="visits, when failures may pass")
+    backoff_s: float = Field(default=1.0, ge=0, json_schema_extra=EXECUTION, description="first wait; it doubles")
+    max_retry_after_s: float = Field(
+        default=30.0, ge=0, json_schema_extra=EXECUTION, description="a longer Retry-After is not waited for"
+    )
+    breaker_rows: int = Field(
+        default=50, ge=1, json_schema_extra=EXECUTION, description="addresses of a shard before the breaker looks"
+    )
+    breaker_share: float = Field(
+        default=0.9,
+        gt=0,
+        le=1,
+        json_schema_extra=EXECUTION,
+        description="of failures that trips it",
+    )
+    breaker_hosts: int = Field(
+        default=10, ge=1, json_schema_extra=EXECUTION, description="different hosts among them; fewer are just dead"
+    )
+    resolve: dict[str, str] = Field(
+        default_factory=dict,
+        json_schema_extra=EXECUTION,
+        description="hosts that stand at ADDRESS:PORT; the only ones that may be inside a private network",
+    )
+    locations: dict[str, str] = Field(
+        default_factory=dict,
+        json_schema_extra=EXECUTION,
+        description="where each source lies; the command fills it in",
+    )
+    kinds: dict[str, str] = Field(
+        default_factory=dict, json_schema_extra=EXECUTION, description="kind of each source; the command fills it in"
+    )
 
-    async def one(fetcher: Fetcher, row: dict[str, Any]) -> None:
-        image_id = row["image_id"]
-        async with limit:
-            outcome = await fetcher.fetch(row["url"])
-        line = {
-            "image_id": image_id,
-            "ok": False,
-            "reason": outcome.reason,
-            "transient": outcome.transient,
-            "http_status": outcome.http_status,
-            "final_url": outcome.final_url,
-            "content_type": outcome.content_type,
-            "robots": outcome.robots,
-            "opt_out": outcome.opt_out,
-        }
-        if outcome.reason is None:
-            spool.put(image_id, outcome.body)
-            line = stored(line, outcome.body, str(outcome.format))
-        images[image_id] = line
-        log.extend({"image_id": image_id, **vars(visit)} for visit in outcome.visits)
-        reasons[outcome.reason] += 1
-        unreachable = reasons["dns"] + reasons["connection"]
-        if reasons.total() >= _BREAKER_ROWS and unreachable > _BREAKER_SHARE * reasons.total():
+    @property
+    def user_agent(self) -> str:
+        """Header of every request."""
+        return f"{self.agent}/1.0 (+{self.contact})" if self.contact else f"{self.agent}/1.0"
+
+
+class Breaker:
+    """Counts outcomes of a shard, and stops it when nearly nothing can be reached."""
+
+    def __init__(self, config: FetchConfig) -> None:
+        self.config = config
+        self.num_rows = 0
+        self.num_failed = 0
+        self.hosts: set[str | None] = set()
+
+    def count(self, host: str | None, outcome: Outcome) -> None:
+        """Count one outcome.
+
+        Raises:
+            FetchBreakerError: too large a share failed for want of a name or a connection, on enough hosts.
+        """
+        self.num_rows += 1
+        if outcome.reason in ("dns", "connection"):
+            self.num_failed += 1
+            self.hosts.add(host)
+        config = self.config
+        enough = self.num_rows >= config.breaker_rows and len(self.hosts) >= config.breaker_hosts
+        if enough and self.num_failed > config.breaker_share * self.num_rows:
             raise FetchBreakerError(
-                f"{unreachable} of the first {reasons.total()} addresses could not be reached ({reasons['dns']} dns, "
-                f"{reasons['connection']} connection): is the network up? no row was marked"
+                f"{self.num_failed:,} of the first {self.num_rows:,} addresses, on {len(self.hosts):,} hosts, failed "
+                "for want of a name or a connection; check the name server and the network, then run again: nothing "
+                "of this shard was recorded"
             )
-
-    async with Fetcher(config) as fetcher, asyncio.TaskGroup() as group:
-        for row in rows:
-            group.create_task(one(fetcher, row))
-    return images, log
 
 
 class FetchStage(ShardStage):
-    """Bytes into tars of the pool, and a row for every line."""
+    """Bytes and what is known of how they came, one row for each line that screening let through."""
 
     name = "fetch"
     section = "fetch"
     kind = "facts"
-    after = "screened"
-    reads: ClassVar[tuple[str, ...]] = ("screened", "urls")
+    reads = ("urls", "screened")
     writes = ("images", "fetch_log")
+    after = "screened"
     roles = ("pool", "query", "benchmark")
-    resources = Resources(cpus=0, max_tasks=2, speculative=False)
-    config: FetchConfig
+    resources = Resources(cpus=0, speculative=False)
+
+    def __init__(self, config: FetchConfig) -> None:
+        super().__init__(config)
+        self.fetch = config
+        self.rules: dict[str, Rules] = {}  # robots.txt, kept from shard to shard
+
+    def preflight(self) -> None:
+        """Exempt hosts must name an address and a port."""
+        Guard(self.fetch.resolve)
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
-        """Fetch the rows of a shard."""
-        ids = io.rows["image_id"].to_numpy()
-        urls = io.table("urls", ["image_id", "source", "url", "location"])
-        rows = urls.take(pa.array(rows_at(urls["image_id"].to_numpy(), ids))).to_pylist()
-        spool = _Spool(io.scratch)
-        images = read_local([row for row in rows if row["location"] is not None], self.config, spool)
-        remote = [row for row in rows if row["location"] is None]
+        """Fetch the rows of one shard.
+
+        Raises:
+            FetchBreakerError: nearly nothing can be reached.
+        """
+        del shard
+        urls = io.table("urls", ["image_id", "source", "url", "host", "location"])
+        places = pc.index_in(io.rows["image_id"], value_set=urls["image_id"].combine_chunks())
+        rows = urls.take(places).to_pylist()
+        tar = io.tar(BYTES)
+        images: list[dict[str, Any]] = []
         log: list[dict[str, Any]] = []
-        if remote:
-            try:
-                visited, log = asyncio.run(visit_all(remote, self.config, spool))
-            except* FetchBreakerError as group:
-                raise group.exceptions[0] from None
-            images |= visited
-        tar = io.tar("bytes")
-        for image_id in map(int, ids):
-            row = images[image_id]
-            if row["ok"]:
-                extension = "jpg" if row["format"] == "jpeg" else row["format"]
-                row["offset"] = tar.add(f"{image_id:018d}.{extension}", spool.take(image_id))
-        path = tar.close()
-        for row in images.values():
-            row["object"] = path if row["ok"] else None
-        log.sort(key=lambda visit: (visit["image_id"], visit["started_at"]))
-        ordered = [images[int(image_id)] for image_id in ids]
+        remote = [row for row in rows if row["location"] is None]
+        outcomes = asyncio.run(self._fetch(remote, io.scratch)) if remote else {}
+        local = self._read([row for row in rows if row["location"] is not None])
+        for row in rows:  # in id order, so that equal bytes make an equal tar
+            image_id = row["image_id"]
+            if row["location"] is None:
+                outcome = outcomes[image_id]
+                path = _spooled(io.scratch, image_id)
+                data = path.read_bytes() if path.exists() else None
+                path.unlink(missing_ok=True)
+            else:
+                outcome, data = next(local)
+            images.append(_image(image_id, outcome, data))
+            if data is not None:
+                images[-1]["offset"] = tar.add(f"{image_id:018d}.{EXTENSIONS[str(outcome.format)]}", data)
+            log.extend({"image_id": image_id, **vars(hop)} for hop in outcome.hops)
+        path_of_tar = tar.close()
+        for image in images:
+            image["object"] = path_of_tar if image["ok"] else None
         return {
-            "images": pa.Table.from_pylist(ordered, schema=TABLES["images"].schema),
+            "images": pa.Table.from_pylist(images, schema=TABLES["images"].schema),
             "fetch_log": pa.Table.from_pylist(log, schema=TABLES["fetch_log"].schema),
         }
 
+    async def _fetch(self, rows: list[dict[str, Any]], scratch: Path) -> dict[int, Outcome]:
+        """Outcomes by id; bodies are put down in ``scratch`` as they come, so memory holds those in flight only."""
+        breaker = Breaker(self.fetch)
+        outcomes: dict[int, Outcome] = {}
+
+        async def one(row: dict[str, Any]) -> None:
+            outcome = await fetcher.fetch(row["url"])
+            if outcome.body is not None:
+                _spooled(scratch, row["image_id"]).write_bytes(outcome.body)
+            outcomes[row["image_id"]] = _without_body(outcome)
+            breaker.count(row["host"], outcome)
+
+        try:
+            async with Fetcher(self.fetch, rules=self.rules) as fetcher, asyncio.TaskGroup() as group:
+                for row in rows:
+                    group.create_task(one(row))
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        return outcomes
+
+    def _read(self, rows: list[dict[str, Any]]) -> Iterator[tuple[Outcome, bytes | None]]:
+        """Outcome and bytes of local rows; those of one shard belong to one source."""
+        if not rows:
+            return
+        source = rows[0]["source"]
+        kind, location = self.fetch.kinds[source], self.fetch.locations[source]
+        for data in read_local(kind, location, [row["location"] for row in rows]):
+            yield _judge_local(data, self.fetch.max_bytes)
+
 
 class Fetched(ShardStage):
-    """Verdict: the lines whose bytes are stored."""
+    """The verdict over what was fetched: bytes are there, or why not."""
 
     name = "fetched"
     section = "fetch"
     kind = "verdict"
-    after = "screened"
-    reads: ClassVar[tuple[str, ...]] = ("screened", "images")
-    by_content: ClassVar[tuple[str, ...]] = ("images",)
+    reads = ("images", "screened")
     writes = ("fetched",)
+    after = "screened"
     roles = ("pool", "query", "benchmark")
+    by_content = ("images",)
 
     def fingerprint_values(self) -> dict[str, Any]:
-        """It reads what happened, no setting."""
+        """Nothing: the table ``images`` says it all."""
         return {}
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
-        """One shard."""
+        """One row for each line that screening let through."""
+        del shard
         images = io.table("images", ["image_id", "reason", "sha256"])
-        at = pa.array(rows_at(images["image_id"].to_numpy(), io.rows["image_id"].to_numpy()))
-        rows = pa.table([io.rows["image_id"], images["sha256"].take(at)], ["image_id", "sha256"])
-        return {"fetched": verdict_table("fetched", rows, reason=images["reason"].take(at).to_pylist())}
+        images = images.take(pc.index_in(io.rows["image_id"], value_set=images["image_id"].combine_chunks()))
+        rows = images.select(["image_id", "sha256"])
+        return {"fetched": verdict_table("fetched", rows, reason=images["reason"].to_pylist())}
+
+
+def _judge_local(data: bytes | None, max_bytes: int) -> tuple[Outcome, bytes | None]:
+    if data is None:
+        return Outcome(reason="file_missing"), None
+    if len(data) > max_bytes:
+        return Outcome(reason="too_large"), None
+    found = sniff_format(data[:SNIFF_BYTES])
+    return (Outcome(reason="not_an_image"), None) if found is None else (Outcome(format=found), data)
+
+
+def _image(image_id: int, outcome: Outcome, data: bytes | None) -> dict[str, Any]:
+    """A row of ``images``, without where the bytes lie."""
+    return {
+        "image_id": image_id,
+        "ok": data is not None,
+        "reason": outcome.reason,
+        "transient": outcome.transient,
+        "http_status": outcome.http_status,
+        "final_url": outcome.final_url,
+        "content_type": outcome.content_type,
+        "robots": outcome.robots,
+        "opt_out": outcome.opt_out,
+        "format": outcome.format,
+        "sha256": None if data is None else hashlib.sha256(data).hexdigest(),
+        "num_bytes": None if data is None else len(data),
+    }
+
+
+def _without_body(outcome: Outcome) -> Outcome:
+    values = {**vars(outcome), "body": None}
+    return Outcome(**values)
+
+
+def _spooled(scratch: Path, image_id: int) -> Path:
+    return scratch / f"{image_id:018d}.body"

@@ -1,75 +1,64 @@
-"""One address to its bytes, or to the class of its failure: politely, within limits, and to public addresses only."""
+"""One address in, one outcome out: bytes, or a failure class.
+
+Redirects are followed here, hop by hop, so that robots.txt and the guard see each of them.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import time
-from dataclasses import dataclass, field
+import zlib
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from types import TracebackType
-from typing import Any
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+from curation.ingest import robots
+from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
+from curation.ingest.magic import SNIFF_BYTES, sniff_format
+from curation.ingest.pace import HostPace, backoff_s, retry_after_s
 
-from curation.ingest.guard import ForbiddenAddressError, GuardedResolver, NameError_
-from curation.ingest.robots import MAX_ROBOTS_BYTES, Rules, opt_out
+if TYPE_CHECKING:
+    from aiohttp import ClientResponse
+    from yarl import URL
 
+    from curation.ingest.fetch import FetchConfig
+
+# Failures that may pass with time.
 TRANSIENT = ("dns", "connection", "timeout", "robots_unreachable", "rate_limited", "http_5xx", "truncated_body")
-_BLOCK_BYTES = 1 << 16
 _REDIRECTS = (301, 302, 303, 307, 308)
-
-_MAGIC = (
-    (b"\xff\xd8\xff", "jpeg"),
-    (b"\x89PNG\r\n\x1a\n", "png"),
-    (b"GIF87a", "gif"),
-    (b"GIF89a", "gif"),
-    (b"BM", "bmp"),
-    (b"II*\0", "tiff"),
-    (b"MM\0*", "tiff"),
-    (b"\xff\x0a", "jxl"),
-    (b"\0\0\0\x0cJXL ", "jxl"),
-)
-_BRANDS = {b"avif": "avif", b"avis": "avif", b"heic": "heif", b"heix": "heif", b"mif1": "heif", b"msf1": "heif"}
+_CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's window bits
+_PIECE_BYTES = 1 << 16
+_MAX_ROBOTS_REDIRECTS = 5
 
 
-def sniff(data: bytes) -> str | None:
-    """Format of a picture by its first bytes; None where they are no picture's."""
-    for magic, name in _MAGIC:
-        if data.startswith(magic):
-            return name
-    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
-        return "webp"
-    return _BRANDS.get(data[8:12]) if data[4:8] == b"ftyp" else None
+@dataclass(frozen=True, kw_only=True)
+class Hop:
+    """One visit to a server: a row of ``fetch_log`` but for the id."""
 
-
-@dataclass(kw_only=True)
-class Visit:
-    """One request, for the log."""
-
-    url: str
     attempt: int
     started_at: datetime
-    elapsed_s: float = 0.0
-    address: str | None = None
-    http_status: int | None = None
-    outcome: str = "ok"
+    elapsed_s: float
+    url: str
+    address: str | None
+    http_status: int | None
+    outcome: str
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What came of an address."""
+    """What came of an address: a row of ``images``, and the bytes where there are any."""
 
-    reason: str | None = None  # failure class; None: ``body`` holds a picture
-    body: bytes = b""
-    format: str | None = None
+    body: bytes | None = None
+    reason: str | None = None
     http_status: int | None = None
     final_url: str | None = None
     content_type: str | None = None
     robots: str | None = None
     opt_out: str | None = None
-    visits: list[Visit] = field(default_factory=list)
+    format: str | None = None
+    hops: tuple[Hop, ...] = ()
 
     @property
     def transient(self) -> bool:
@@ -77,46 +66,59 @@ class Outcome:
         return self.reason in TRANSIENT
 
 
-class _FailedError(Exception):
-    def __init__(self, reason: str, *, retry_after_s: float | None = None) -> None:
-        self.reason = reason
-        self.retry_after_s = retry_after_s
-        super().__init__(reason)
+@dataclass(kw_only=True)
+class _Answer:
+    """What came of one hop."""
+
+    reason: str | None = None
+    status: int | None = None
+    location: str | None = None  # of a redirect
+    content_type: str | None = None
+    opt_out: str | None = None
+    body: bytes | None = None
+    format: str | None = None
+    wait_s: float | None = None  # that the server asks for
+    again: bool = False  # worth another attempt now
+    started: bool = False  # headers have come
 
 
-class _Host:
-    """What is known of a host: its rules, when it may be visited next, how many visits run."""
+@dataclass(kw_only=True)
+class _Trail:
+    """The hops of one address, and the number of the attempt."""
 
-    def __init__(self, connections: int) -> None:
-        self.limit = asyncio.Semaphore(connections)
-        self.rules: asyncio.Future[Rules] | None = None
-        self.next_at = 0.0
-        self.delay_s = 0.0
+    attempt: int = 1
+    hops: list[Hop] = field(default_factory=list)
+
+
+Read = Callable[[Any, _Answer], Awaitable[None]]
 
 
 class Fetcher:
-    """Fetches many addresses; ``config`` is a ``FetchConfig``."""
+    """Fetches addresses inside one event loop. ``rules`` outlives it, so that robots.txt is not asked for twice."""
 
-    def __init__(self, config: Any, *, resolver: GuardedResolver | None = None) -> None:
-        self._config = config
-        self._given_resolver = resolver
-        self._hosts: dict[str, _Host] = {}
+    def __init__(
+        self, config: FetchConfig, *, rules: dict[str, robots.Rules] | None = None, contact: Contact | None = None
+    ) -> None:
+        self.config = config
+        self._guard = Guard(config.resolve, contact)
+        self._robots = robots.Robots(self._get_robots, {} if rules is None else rules)
+        self._hosts: dict[str, HostPace] = {}
+        self._slots = asyncio.Semaphore(config.concurrency)
 
     async def __aenter__(self) -> Fetcher:
-        config = self._config
-        self._resolver = self._given_resolver or GuardedResolver(config.resolve)
-        connector = aiohttp.TCPConnector(
-            resolver=self._resolver, limit=config.concurrency, use_dns_cache=False, enable_cleanup_closed=True
-        )
-        contact = f" (+{config.contact})" if config.contact else ""
+        import aiohttp
+
         self._session = aiohttp.ClientSession(
-            connector=connector,
-            headers={"User-Agent": f"{config.agent}/1.0{contact}", "Accept": "image/*", "Accept-Encoding": "identity"},
-            cookie_jar=aiohttp.DummyCookieJar(),
+            connector=self._guard.connector(limit=self.config.concurrency),
+            cookie_jar=aiohttp.DummyCookieJar(),  # what one answer sets must not change another
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers={
+                "User-Agent": self.config.user_agent,
+                "Accept": "image/*,*/*;q=0.5",
+                "Accept-Encoding": "identity",
+            },
             auto_decompress=False,
             trust_env=False,
-            max_line_size=16_384,
-            max_field_size=16_384,
         )
         return self
 
@@ -126,236 +128,229 @@ class Fetcher:
         await self._session.close()
 
     async def fetch(self, url: str) -> Outcome:
-        """Bytes of one address, or why there are none. Never raises for what a server does."""
-        outcome = Outcome()
-        url = url.strip()
-        for attempt in range(1, self._config.attempts + 1):
-            try:
-                await self._attempt(url, attempt, outcome)
-                outcome.reason = None
-            except _FailedError as failure:
-                outcome.reason = failure.reason
-                wait_s = self._wait_s(url, attempt, failure)
-                if wait_s is None:
-                    return outcome
-                await asyncio.sleep(wait_s)
-                continue
-            return outcome
-        return outcome
-
-    def _wait_s(self, url: str, attempt: int, failure: _FailedError) -> float | None:
-        """Seconds until the next attempt; None where there is none."""
-        config = self._config
-        if failure.reason not in TRANSIENT or attempt >= config.attempts:
-            return None
-        if failure.reason in ("timeout", "truncated_body", "robots_unreachable") and attempt >= 2:
-            return None
-        if failure.retry_after_s is not None:
-            return failure.retry_after_s if failure.retry_after_s <= config.max_retry_after_s else None
-        jitter = int.from_bytes(hashlib.sha256(f"{attempt}|{url}".encode()).digest()[:4], "big") / 2**32
-        return float(config.backoff_s * 2 ** (attempt - 1) * (0.5 + jitter))
-
-    async def _attempt(self, url: str, attempt: int, outcome: Outcome) -> None:
-        """Follow redirects by hand, so that every hop is judged."""
-        seen = set()
-        for _ in range(self._config.max_redirects + 1):
-            if url in seen:
-                raise _FailedError("too_many_redirects")
-            seen.add(url)
-            parts = urlsplit(url)
-            if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-                raise _FailedError("bad_url")
-            await self._check_robots(url, attempt, outcome)
-            location = await self._visit(url, attempt, outcome)
-            if location is None:
-                return
-            url = urljoin(url, location)
-        raise _FailedError("too_many_redirects")
-
-    async def _visit(self, url: str, attempt: int, outcome: Outcome) -> str | None:
-        """One request; where it leads on to, None where it ended here."""
-        visit = Visit(url=url, attempt=attempt, started_at=datetime.now(UTC))
-        outcome.visits.append(visit)
-        host = self._host(url)
-        async with host.limit:
-            await self._keep_distance(host)
-            started = time.monotonic()
-            try:
-                return await self._request(url, visit, outcome)
-            except _FailedError as failure:
-                visit.outcome = failure.reason
-                raise
-            finally:
-                visit.elapsed_s = time.monotonic() - started
-
-    async def _request(self, url: str, visit: Visit, outcome: Outcome) -> str | None:
-        timeout = aiohttp.ClientTimeout(total=self._config.timeout_s, connect=self._config.connect_timeout_s)
-        try:
-            parts = urlsplit(url)
-            self._resolver.check_literal(parts.hostname or "", parts.port or 80)
-            async with self._session.get(url, allow_redirects=False, timeout=timeout) as response:
-                visit.http_status = outcome.http_status = response.status
-                visit.address = _peer(response)
-                outcome.final_url = url
-                outcome.content_type = response.headers.get("Content-Type")
-                if response.status in _REDIRECTS and "Location" in response.headers:
-                    visit.outcome = "redirect"
-                    return str(response.headers["Location"])
-                self._judge_headers(response, outcome)
-                outcome.body = await self._body(response)
-        except Exception as error:
-            raise _failure_of(error) from None
-        outcome.format = sniff(outcome.body)
-        if outcome.format is None:
-            outcome.body = b""
-            raise _FailedError("not_an_image")
-        return None
-
-    def _judge_headers(self, response: Any, outcome: Outcome) -> None:
-        status = response.status
-        if status in (429, 503):
-            raise _FailedError(
-                "rate_limited" if status == 429 else "http_5xx", retry_after_s=_retry_after(response.headers)
+        """Fetch one address; every failure is an outcome, none is raised."""
+        trail = _Trail()
+        for attempt in range(1, self.config.attempts + 1):
+            trail.attempt = attempt
+            outcome, answer = await self._follow(url, trail)
+            if not answer.again or attempt == self.config.attempts:
+                break
+            await asyncio.sleep(
+                backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
             )
-        if status >= 400:
-            raise _FailedError("http_4xx" if status < 500 else "http_5xx")
-        if status != 200:
-            raise _FailedError("http_4xx")
-        if self._config.respect_opt_out:
-            outcome.opt_out = opt_out(response.headers, agent=self._config.agent)
-            if outcome.opt_out is not None:
-                raise _FailedError("opt_out")
-        length = response.headers.get("Content-Length", "")
-        if length.isdigit() and int(length) > self._config.max_bytes:
-            raise _FailedError("too_large")
+        return replace(outcome, hops=tuple(trail.hops))
 
-    async def _body(self, response: Any) -> bytes:
-        blocks, size = [], 0
-        async for block in response.content.iter_chunked(_BLOCK_BYTES):
-            blocks.append(block)
-            size += len(block)
-            if size > self._config.max_bytes:
-                raise _FailedError("too_large")
-        return b"".join(blocks)
+    async def _follow(self, url: str, trail: _Trail) -> tuple[Outcome, _Answer]:
+        """One attempt: the address and where it redirects to."""
+        from yarl import URL
 
-    # Robots and pace
+        state: str | None = None
+        try:
+            place = URL(url.strip())
+        except ValueError:
+            return Outcome(reason="bad_url", final_url=url), _Answer()
+        for _ in range(self.config.max_redirects + 1):
+            if place.scheme not in ("http", "https") or not place.raw_host:
+                return Outcome(reason="bad_url", final_url=str(place), robots=state), _Answer()
+            state, failure = await self._may_fetch(place)
+            if failure is not None:
+                return Outcome(reason=failure, final_url=str(place), robots=state), _Answer()
+            answer = await self._hop(place, trail, self._read_picture)
+            if answer.location is None:
+                outcome = Outcome(
+                    body=answer.body,
+                    reason=answer.reason,
+                    http_status=answer.status,
+                    final_url=str(place),
+                    content_type=answer.content_type,
+                    robots=state,
+                    opt_out=answer.opt_out,
+                    format=answer.format,
+                )
+                return outcome, answer
+            try:
+                place = place.join(URL(answer.location)).with_fragment(None)
+            except ValueError:
+                return Outcome(reason="bad_url", http_status=answer.status, robots=state), _Answer()
+        last = Outcome(reason="too_many_redirects", http_status=answer.status, final_url=str(place), robots=state)
+        return last, _Answer()
 
-    def _host(self, url: str) -> _Host:
-        parts = urlsplit(url)
-        key = f"{parts.scheme.lower()}://{(parts.netloc or '').lower()}"
+    # robots.txt
+
+    async def _may_fetch(self, place: URL) -> tuple[str | None, str | None]:
+        """State of robots.txt for an address, and the failure class where it may not be fetched."""
+        if not self.config.respect_robots:
+            return None, None
+        rules = await self._robots.rules(str(place.origin()))
+        if rules.failure is not None:
+            return rules.state, rules.failure
+        delay_s = min(rules.delay_s(self.config.agent), self.config.max_crawl_delay_s)
+        if delay_s:
+            self._host(place).slow_down(delay_s)
+        state = rules.judge(str(place), self.config.agent)
+        return state, "robots_denied" if state == "denied" else None
+
+    async def _get_robots(self, url: str) -> robots.Reply:
+        from yarl import URL
+
+        place = URL(url)
+        attempt, redirects = 1, 0
+        while True:
+            answer = await self._hop(place, None, self._read_robots)
+            if answer.location is not None:
+                redirects += 1
+                if redirects > _MAX_ROBOTS_REDIRECTS:
+                    return robots.Reply(404, b"")  # RFC 9309, section 2.3.1.2: as if there were none
+                try:
+                    place = place.join(URL(answer.location)).with_fragment(None)
+                except ValueError:
+                    return robots.Reply(404, b"")
+                if place.scheme not in ("http", "https") or not place.raw_host:
+                    return robots.Reply(404, b"")
+            elif answer.again and attempt < self.config.attempts:
+                waits = backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
+                await asyncio.sleep(waits)
+                attempt += 1
+            else:
+                # A status says more than the reason that a picture would have got for it.
+                failure = answer.reason if answer.status is None or answer.status in range(200, 300) else None
+                return robots.Reply(answer.status or 0, answer.body or b"", failure)
+
+    # One hop
+
+    def _host(self, place: URL) -> HostPace:
+        key = place.raw_authority
         if key not in self._hosts:
-            self._hosts[key] = _Host(self._config.per_host)
+            config = self.config
+            self._hosts[key] = HostPace(connections=config.per_host, interval_s=config.per_host_interval_s)
         return self._hosts[key]
 
-    async def _keep_distance(self, host: _Host) -> None:
-        interval = max(self._config.per_host_interval_s, host.delay_s)
-        now = time.monotonic()
-        start = max(now, host.next_at)
-        host.next_at = start + interval
-        if start > now:
-            await asyncio.sleep(start - now)
+    async def _hop(self, place: URL, trail: _Trail | None, read: Read) -> _Answer:
+        """Ask a server once. The time limit begins when the request may go out, not while others are ahead."""
+        host = self._host(place)
+        answer = _Answer()
+        async with host.turn(), self._slots:
+            if host.closed:
+                return _Answer(reason="rate_limited")
+            started_at, started = datetime.now(UTC), time.perf_counter()
+            forget_peer()
+            await self._ask(place, answer, read)
+            if answer.wait_s is not None and answer.again:
+                host.postpone(answer.wait_s)
+            if answer.reason == "rate_limited" and not answer.again:
+                host.refused()
+            elif answer.started:
+                host.answered()
+        if trail is not None:
+            hop = Hop(
+                attempt=trail.attempt,
+                started_at=started_at,
+                elapsed_s=time.perf_counter() - started,
+                url=str(place),
+                address=last_peer(),
+                http_status=answer.status,
+                outcome=answer.reason or ("ok" if answer.location is None else "redirect"),
+            )
+            trail.hops.append(hop)
+        return answer
 
-    async def _check_robots(self, url: str, attempt: int, outcome: Outcome) -> None:
-        if not self._config.respect_robots:
-            return
-        host = self._host(url)
-        if host.rules is None or (host.rules.done() and host.rules.exception() is not None and attempt > 1):
-            host.rules = asyncio.ensure_future(self._rules(url, attempt, outcome))
+    async def _ask(self, place: URL, answer: _Answer, read: Read) -> None:
+        """Request and read, and put a name to whatever goes wrong."""
+        import aiohttp
+
         try:
-            rules = await asyncio.shield(host.rules)
-        except _FailedError as failure:
-            outcome.robots = "unreachable"
-            raise _FailedError(failure.reason) from None
-        host.delay_s = min(rules.delay_s(), self._config.max_crawl_delay_s)
-        allowed = rules.allows(url)
-        outcome.robots = rules.told if allowed else "denied"
-        if not allowed:
-            raise _FailedError("robots_denied")
+            async with (
+                asyncio.timeout(self.config.timeout_s),
+                self._session.get(place, allow_redirects=False) as response,
+            ):
+                answer.started = True
+                answer.status = response.status
+                answer.content_type = _text(response.headers.get("Content-Type"))
+                self._judge_status(response, answer)
+                if answer.reason is None and answer.location is None:
+                    await read(response, answer)
+                # A body that was not read to its end closes the connection: nothing more of it comes.
+        except TimeoutError:
+            answer.reason = "timeout"
+            answer.again = not answer.started  # a body that drips would drip again
+        except ForbiddenAddressError:
+            answer.reason = "forbidden_address"
+        except aiohttp.ClientConnectorDNSError:
+            answer.reason = "dns"
+        except aiohttp.InvalidURL:
+            answer.reason = "bad_url"
+        except (aiohttp.ClientError, OSError):
+            answer.reason = "truncated_body" if answer.started else "connection"
+            answer.again = True
+        except ValueError:
+            answer.reason = "bad_url"
 
-    async def _rules(self, url: str, attempt: int, outcome: Outcome) -> Rules:
-        """robots.txt of the site of an address: 4xx means no rules, 5xx and timeouts that we must not go on."""
-        place = urljoin(url, "/robots.txt")
-        agent = self._config.agent
-        for _ in range(self._config.max_redirects + 1):
-            visit = Visit(url=place, attempt=attempt, started_at=datetime.now(UTC))
-            outcome.visits.append(visit)
-            started = time.monotonic()
-            try:
-                found = await self._robots_request(place, visit)
-            except Exception as error:
-                failure = _failure_of(error)
-                kept = ("dns", "connection", "forbidden_address", "bad_url")
-                visit.outcome = failure.reason if failure.reason in kept else "robots_unreachable"
-                raise _FailedError(visit.outcome) from None
-            finally:
-                visit.elapsed_s = time.monotonic() - started
-            if isinstance(found, str) and visit.outcome == "redirect":
-                place = urljoin(place, found)
-                continue
-            return Rules(found, agent=agent)
-        return Rules(None, agent=agent)  # RFC 9309 2.3.1.2: too many hops count as no rules
+    def _judge_status(self, response: ClientResponse, answer: _Answer) -> None:
+        """What a status means before any of the body is read."""
+        status = response.status
+        if status in _REDIRECTS and "Location" in response.headers:
+            answer.location = response.headers["Location"]
+        elif status == 429 or (status == 503 and "Retry-After" in response.headers):
+            answer.reason = "rate_limited"
+            answer.wait_s = retry_after_s(response.headers.get("Retry-After"))
+            answer.again = answer.wait_s is None or answer.wait_s <= self.config.max_retry_after_s
+        elif status >= 500:
+            answer.reason, answer.again = "http_5xx", True
+        elif status >= 400:
+            answer.reason, answer.again = "http_4xx", status in (408, 425)
+        elif not 200 <= status < 300:
+            answer.reason = "not_an_image"
 
-    async def _robots_request(self, place: str, visit: Visit) -> str | None:
-        timeout = aiohttp.ClientTimeout(total=self._config.timeout_s, connect=self._config.connect_timeout_s)
-        parts = urlsplit(place)
-        if parts.scheme.lower() not in ("http", "https") or not parts.hostname:
-            raise _FailedError("bad_url")
-        self._resolver.check_literal(parts.hostname, parts.port or 80)
-        async with self._session.get(place, allow_redirects=False, timeout=timeout) as response:
-            visit.http_status, visit.address = response.status, _peer(response)
-            if response.status in _REDIRECTS and "Location" in response.headers:
-                visit.outcome = "redirect"
-                return str(response.headers["Location"])
-            if response.status >= 500:
-                raise _FailedError("robots_unreachable")
-            if response.status >= 400:
-                return None
-            text = b""
-            async for block in response.content.iter_chunked(_BLOCK_BYTES):
-                text += block
-                if len(text) > MAX_ROBOTS_BYTES:
-                    break
-            return text[:MAX_ROBOTS_BYTES].decode("utf-8", "replace")
+    async def _read_picture(self, response: ClientResponse, answer: _Answer) -> None:
+        """Headers first, then the body, no further than it looks like a picture and fits."""
+        if self.config.respect_opt_out:
+            answer.opt_out = robots.opt_out(response.headers.items(), self.config.agent)
+            if answer.opt_out is not None:
+                answer.reason = "opt_out"
+                return
+        limit = self.config.max_bytes
+        if response.content_length is not None and response.content_length > limit:
+            answer.reason = "too_large"
+            return
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        body = bytearray()
+        async for piece in response.content.iter_chunked(_PIECE_BYTES):
+            body += piece
+            if len(body) > limit:
+                answer.reason = "too_large"
+                return
+            if coding == "identity" and len(body) >= SNIFF_BYTES and sniff_format(bytes(body[:SNIFF_BYTES])) is None:
+                answer.reason = "not_an_image"
+                return
+        data = bytes(body) if coding == "identity" else _decoded(bytes(body), coding, limit)
+        if len(data) > limit:
+            answer.reason = "too_large"
+            return
+        answer.format = sniff_format(data[:SNIFF_BYTES])
+        answer.reason = None if answer.format else "not_an_image"
+        answer.body = data if answer.format else None
 
-
-def _failure_of(error: Exception) -> _FailedError:
-    """The failure class of an exception."""
-    if isinstance(error, _FailedError):
-        return error
-    chain: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in chain:
-        chain.append(cause)
-        cause = getattr(cause, "os_error", None) or cause.__cause__ or cause.__context__
-    if any(isinstance(link, ForbiddenAddressError) for link in chain):
-        return _FailedError("forbidden_address")
-    if any(isinstance(link, NameError_) for link in chain):
-        return _FailedError("dns")
-    if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
-        return _FailedError("timeout")
-    if isinstance(error, aiohttp.ClientPayloadError):
-        return _FailedError("truncated_body")
-    if isinstance(error, (aiohttp.InvalidURL, UnicodeError, ValueError)):
-        return _FailedError("bad_url")
-    return _FailedError("connection")
-
-
-def _peer(response: Any) -> str | None:
-    connection = response.connection
-    peer = connection.transport.get_extra_info("peername") if connection and connection.transport else None
-    return f"{peer[0]}:{peer[1]}" if peer else None
+    async def _read_robots(self, response: ClientResponse, answer: _Answer) -> None:
+        """The first bytes of robots.txt; the rest is not read."""
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        body = bytearray()
+        async for piece in response.content.iter_chunked(_PIECE_BYTES):
+            body += piece
+            if len(body) >= robots.MAX_ROBOTS_BYTES:
+                break
+        answer.body = bytes(body) if coding == "identity" else _decoded(bytes(body), coding, robots.MAX_ROBOTS_BYTES)
 
 
-def _retry_after(headers: Any) -> float | None:
-    """Seconds that a server asks to wait; None where it does not say."""
-    value = str(headers.get("Retry-After", "")).strip()
-    if value.isdigit():
-        return float(value)
-    if not value:
-        return None
-    from email.utils import parsedate_to_datetime
-
+def _decoded(data: bytes, coding: str, limit: int) -> bytes:
+    """A body that came compressed although asked for plain; at most ``limit + 1`` bytes, none where it is damaged."""
+    if coding not in _CODINGS:
+        return b""
     try:
-        return max(0.0, (parsedate_to_datetime(value) - datetime.now(UTC)).total_seconds())
-    except (TypeError, ValueError):
-        return None
+        return zlib.decompressobj(_CODINGS[coding]).decompress(data, limit + 1)
+    except zlib.error:
+        return b""
+
+
+def _text(header: str | None) -> str | None:
+    """A header as valid text; servers send any bytes."""
+    return None if header is None else header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

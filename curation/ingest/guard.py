@@ -1,140 +1,235 @@
-"""The guard: no connection to an address that is not public, judged when connecting, on every hop.
+"""The guard against requests into private networks. It stands where connections are made, so every hop passes it.
 
-Names are resolved here and nowhere else, so that what was judged is what is connected to. The only exemption is a host of
-``fetch.resolve``, which goes to exactly the address and port given for it.
+Three doors, each enough for what it sees: ``connect`` refuses addresses written as such and odd ports, the resolver
+refuses names that lead to addresses which are not public, and ``socket_for`` refuses, at the last moment, any socket to
+one. A name is resolved once and that very answer is connected to, so it cannot change in between.
+
+The one exemption is ``exempt``: these hosts, at the port that stands beside them, and nothing else at that address.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ipaddress
+import re
 import socket
 import time
 from collections.abc import Callable, Mapping
-from typing import Any
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
 
-from aiohttp.abc import AbstractResolver, ResolveResult
+from curation.stage import ConfigError
 
-Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+if TYPE_CHECKING:
+    from aiohttp import TCPConnector
+    from aiohttp.abc import ResolveResult
+
+Contact = Callable[[str, int], None]
+
+# Ports at which a web server may stand: these two, and those that need no privilege, without those of other protocols
+# (the list of the Fetch standard, "block bad port").
+_WEB_PORTS = (80, 443)
+_BAD_PORTS = frozenset(
+    (1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080)
+)
+_NUMERIC = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-_CACHE_S = 300.0
+_NEVER = tuple(
+    ipaddress.ip_network(network)
+    for network in ("64:ff9b:1::/48", "2001::/23", "100::/64", "fec0::/10", "::/96", "5f00::/16", "3fff::/20")
+)
+_NUM_LOOKUPS = 32  # at once: a resolver that is flooded answers nobody
+_REMEMBER_S = 300.0
+
+_target: ContextVar[tuple[str, int]] = ContextVar("target")
+_peer: ContextVar[str | None] = ContextVar("peer", default=None)
 
 
-class ForbiddenAddressError(OSError):
-    """The address is private, local, or otherwise not of the public internet."""
+class ForbiddenAddressError(Exception):
+    """A connection that must not be made."""
 
 
-class NameError_(OSError):  # noqa: N801 - NameError is Python's
-    """The name does not resolve."""
-
-
-def literal(host: str) -> Address | None:
-    """The address that a host spells out, in any form a resolver takes: dotted, decimal, octal, hex, IPv6; else None."""
-    text = host.strip("[]").partition("%")[0]
+def literal_address(host: str) -> str | None:
+    """The address that a host is another way of writing, such as ``2130706433`` or ``0x7f.1``; None for names."""
+    text = host.strip("[]")
     try:
-        return ipaddress.ip_address(text)
+        return str(ipaddress.ip_address(text))
     except ValueError:
         pass
-    try:  # inet_aton knows 127.1, 0x7f000001, 017700000001, 2130706433
-        return ipaddress.IPv4Address(socket.inet_aton(text))
-    except (OSError, UnicodeError):
+    if not _NUMERIC.fullmatch(text):
         return None
+    try:
+        return socket.inet_ntoa(socket.inet_aton(text.rstrip(".")))
+    except OSError:
+        return "0.0.0.0"  # digits that are no address: nothing that may be asked for
 
 
-def is_public(address: Address) -> bool:
-    """Whether an address, and any IPv4 address wrapped in it, is globally reachable."""
-    if isinstance(address, ipaddress.IPv6Address):
-        wrapped = [address.ipv4_mapped, address.sixtofour, *(address.teredo or ())]
-        if address in _NAT64:
-            wrapped.append(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
-        if not all(is_public(inner) for inner in wrapped if inner is not None):
+def is_public(address: str) -> bool:
+    """Whether an address belongs to the public internet, whatever it is wrapped in."""
+    ip = ipaddress.ip_address(address)
+    if isinstance(ip, ipaddress.IPv6Address):
+        inner = _inside(ip)
+        if inner is not None:
+            return is_public(str(inner))
+        if ip.scope_id is not None or any(ip in network for network in _NEVER):
             return False
-        if address.ipv4_mapped is not None or address in _NAT64:
-            return True
-    return address.is_global and not address.is_multicast
+    return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
-async def system_lookup(host: str) -> list[str]:
-    """Addresses of a name, by the system's resolver.
+def _inside(ip: ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that an IPv6 address stands for: mapped, 6to4, NAT64."""
+    if ip.ipv4_mapped is not None:
+        return ip.ipv4_mapped
+    if ip.sixtofour is not None:
+        return ip.sixtofour
+    return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF) if ip in _NAT64 else None
 
-    Raises:
-        OSError: the name does not resolve.
+
+def is_web_port(port: int) -> bool:
+    """Whether a web server may stand at a port."""
+    return port in _WEB_PORTS or (port >= 1024 and port not in _BAD_PORTS)
+
+
+class Guard:
+    """Decides where connections may go, and makes the connector that asks it.
+
+    ``exempt`` maps hosts to the one ``ADDRESS:PORT`` that stands for them. ``contact`` is told of every address before
+    a socket to it exists, and may raise.
     """
-    found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
+    def __init__(self, exempt: Mapping[str, str], contact: Contact | None = None) -> None:
+        self.exempt = {host.lower(): _pair(host, place) for host, place in exempt.items()}
+        self.contact = contact
+        self._failed: dict[str, tuple[float, OSError]] = {}
+        self._lookups = asyncio.Semaphore(_NUM_LOOKUPS)
 
-class GuardedResolver(AbstractResolver):
-    """Resolver of aiohttp that answers public addresses only, and remembers them for five minutes."""
+    def exemption(self, host: str, port: int) -> tuple[str, int] | None:
+        """Where an exempt host is connected to; None for all others, and at other ports."""
+        pair = self.exempt.get(host.lower())
+        return pair if pair is not None and port in (*_WEB_PORTS, pair[1]) else None
 
-    def __init__(
-        self,
-        resolve: Mapping[str, str],
-        *,
-        lookup: Callable[[str], Any] = system_lookup,
-        record: Callable[[str, int], None] | None = None,
-        max_lookups: int = 32,
-    ) -> None:
-        self._resolve = {host.lower(): place for host, place in resolve.items()}
-        self._lookup = lookup
-        self._record = record
-        self._limit = asyncio.Semaphore(max_lookups)
-        self._known: dict[str, tuple[float, list[str]]] = {}
-
-    async def resolve(self, host: str, port: int = 0, family: int = socket.AF_UNSPEC) -> list[ResolveResult]:
-        """Addresses to connect to.
+    def check(self, host: str, port: int) -> None:
+        """Refuse what can be refused before a name is resolved.
 
         Raises:
-            ForbiddenAddressError: one of them is not public.
-            NameError_: there is none.
+            ForbiddenAddressError: no public address, an exempt host at another port, a port of no web server.
         """
-        del family
-        exempt = self._resolve.get(host.lower())
-        if exempt is not None:
-            address, _, exempt_port = exempt.rpartition(":")
-            return [self._answer(host, address.strip("[]"), int(exempt_port))]
-        spelled = literal(host)
-        addresses = [str(spelled)] if spelled is not None else await self._addresses(host)
-        for address in addresses:
-            if not is_public(ipaddress.ip_address(address.partition("%")[0])):
-                raise ForbiddenAddressError(f"{host} is at {address}, which is not public")
-        return [self._answer(host, address, port) for address in addresses]
-
-    def check_literal(self, host: str, port: int) -> None:
-        """Judge a host that is an address itself: aiohttp connects to these without asking a resolver.
-
-        Raises:
-            ForbiddenAddressError: it is not public.
-        """
-        spelled = literal(host)
-        if spelled is None or host.lower() in self._resolve:
+        if self.exemption(host, port) is not None:
             return
-        if not is_public(spelled):
-            raise ForbiddenAddressError(f"{host} is not public")
-        if self._record is not None:
-            self._record(str(spelled), port)
+        if host.lower() in self.exempt or not is_web_port(port):
+            raise ForbiddenAddressError(f"{host}:{port}: not a port to ask for pictures")
+        address = literal_address(host)
+        if address is not None and not is_public(address):
+            raise ForbiddenAddressError(f"{host}: {address} is not a public address")
 
-    async def close(self) -> None:
-        """Nothing is held."""
+    async def resolve(self, host: str, port: int) -> list[ResolveResult]:
+        """Addresses of a host, all of them public; failures are remembered for five minutes.
 
-    async def _addresses(self, host: str) -> list[str]:
-        known = self._known.get(host)
-        if known is not None and time.monotonic() - known[0] < _CACHE_S:
-            return known[1]
-        async with self._limit:
-            try:
-                found = list(await self._lookup(host))
-            except (OSError, UnicodeError) as error:
-                raise NameError_(f"{host} does not resolve: {error}") from None
-        if not found:
-            raise NameError_(f"{host} does not resolve")
-        self._known[host] = (time.monotonic(), found)
-        return found
+        Raises:
+            ForbiddenAddressError: one of its addresses is not public.
+            OSError: the name does not resolve.
+        """
+        self.check(host, port)
+        exempt = self.exemption(host, port)
+        if exempt is not None:
+            return [_result(host, *exempt)]
+        address = literal_address(host)
+        found = [address] if address is not None else await self._look_up(host, port)
+        for address in found:
+            if not is_public(address):
+                raise ForbiddenAddressError(f"{host}: {address} is not a public address")
+        return [_result(host, address, port) for address in found]
 
-    def _answer(self, host: str, address: str, port: int) -> ResolveResult:
-        if self._record is not None:
-            self._record(address, port)
-        family = socket.AF_INET6 if ":" in address else socket.AF_INET
-        return ResolveResult(
-            hostname=host, host=address, port=port, family=family, proto=0, flags=socket.AI_NUMERICHOST
+    def socket_for(self, address_info: Any) -> socket.socket:
+        """The socket of a connection: the last door.
+
+        Raises:
+            ForbiddenAddressError: it would lead to an address that is not public.
+        """
+        family, kind, protocol, _, place = address_info
+        address, port = str(place[0]), int(place[1])
+        if (address, port) != self.exemption(*_target.get(("", 0))) and not is_public(address):
+            raise ForbiddenAddressError(f"{address}:{port} is not a public address")
+        if self.contact is not None:
+            self.contact(address, port)
+        return socket.socket(family, kind, protocol)
+
+    def connector(self, *, limit: int) -> TCPConnector:
+        """A connector for aiohttp that goes through this guard; to be made inside the running loop."""
+        import aiohttp
+        from aiohttp.abc import AbstractResolver
+
+        guard = self
+
+        class GuardedResolver(AbstractResolver):
+            async def resolve(
+                self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
+            ) -> list[ResolveResult]:
+                return await guard.resolve(host, port)
+
+            async def close(self) -> None:
+                pass
+
+        class GuardedConnector(aiohttp.TCPConnector):
+            async def connect(self, req: Any, traces: Any, timeout: Any) -> Any:
+                host, port = req.url.raw_host or "", req.url.port or 0
+                _peer.set(None)
+                _target.set((host, port))
+                guard.check(host, port)
+                connection = await super().connect(req, traces, timeout)
+                place = connection.transport.get_extra_info("peername") if connection.transport else None
+                _peer.set(f"{place[0]}:{place[1]}" if place else None)
+                return connection
+
+        return GuardedConnector(
+            resolver=GuardedResolver(),
+            socket_factory=self.socket_for,
+            limit=limit,
+            ttl_dns_cache=int(_REMEMBER_S),
+            keepalive_timeout=5.0,
         )
+
+    async def _look_up(self, host: str, port: int) -> list[str]:
+        failed = self._failed.get(host)
+        if failed is not None and time.monotonic() - failed[0] < _REMEMBER_S:
+            raise failed[1]
+        loop = asyncio.get_running_loop()
+        async with self._lookups:
+            try:
+                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            except OSError as error:
+                self._failed[host] = (time.monotonic(), error)
+                raise
+            except UnicodeError as error:
+                raise OSError(f"{host!r} is no name: {error}") from None
+        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+def last_peer() -> str | None:
+    """``ip:port`` that the last request of this task was connected to; None where none was."""
+    return _peer.get()
+
+
+def forget_peer() -> None:
+    """Before a request: nothing is connected yet."""
+    _peer.set(None)
+
+
+def _result(host: str, address: str, port: int) -> ResolveResult:
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+    return {
+        "hostname": host,
+        "host": address,
+        "port": port,
+        "family": family,
+        "proto": socket.IPPROTO_TCP,
+        "flags": socket.AI_NUMERICHOST,
+    }
+
+
+def _pair(host: str, place: str) -> tuple[str, int]:
+    address, _, port = place.rpartition(":")
+    try:
+        return str(ipaddress.ip_address(address.strip("[]"))), int(port)
+    except ValueError:
+        raise ConfigError(f"fetch.resolve.{host}: {place!r} is no ADDRESS:PORT, such as 127.0.0.1:8080") from None

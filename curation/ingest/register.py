@@ -1,4 +1,4 @@
-"""Registration: every source gets its run of shards once, and keeps it. Ids follow from position in the source alone."""
+"""Registration: every source gets its run of shards once, and keeps it. Ids follow from position in the source."""
 
 from __future__ import annotations
 

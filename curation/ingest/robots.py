@@ -1,56 +1,129 @@
-"""What a site allows: robots.txt by Protego, and opt-out headers, judged before the body is read."""
+"""What a site says about being fetched: robots.txt (RFC 9309), and headers that forbid use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from protego import Protego
 
 MAX_ROBOTS_BYTES = 500_000
-_OPT_OUT = ("noai", "noimageai", "noindex", "noimageindex", "noml", "none")
+OPT_OUT_DIRECTIVES = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
+_VALUED = frozenset(("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"))
+_KEEP_S = 24 * 3600.0
+_KEEP_FAILURE_S = 300.0
+
+State = Literal["allowed", "denied", "none", "unreachable"]
 
 
+class Reply(NamedTuple):
+    """What asking for robots.txt gave: a status and a body, or the failure class of the visit."""
+
+    status: int
+    body: bytes
+    failure: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Rules:
-    """The rules of one site for our agent."""
+    """What is known of one authority."""
 
-    def __init__(self, text: str | None, *, agent: str) -> None:
-        self._agent = agent
-        self._protego: Any = None
-        if text is not None:
-            from protego import Protego
+    state: State  # `allowed` stands for: there are rules to ask
+    failure: str | None
+    expires: float  # time.monotonic()
+    parsed: Protego | None = None
 
-            self._protego = Protego.parse(text)
+    def judge(self, url: str, agent: str) -> State:
+        """Whether the rules let an agent fetch an address."""
+        if self.parsed is None:
+            return self.state
+        return "allowed" if self.parsed.can_fetch(url, agent) else "denied"
 
-    @property
-    def told(self) -> str:
-        """What the site says at all: ``allowed`` where there are rules, ``none`` where there are not."""
-        return "none" if self._protego is None else "allowed"
-
-    def allows(self, url: str) -> bool:
-        """Whether an address of the site may be fetched."""
-        return self._protego is None or bool(self._protego.can_fetch(url, self._agent))
-
-    def delay_s(self) -> float:
-        """Seconds to leave between two visits; 0 where the site asks for none."""
-        delay = self._protego.crawl_delay(self._agent) if self._protego is not None else None
-        return float(delay or 0.0)
+    def delay_s(self, agent: str) -> float:
+        """Seconds between requests that the site asks for; 0 where it asks for none."""
+        delay = None if self.parsed is None else self.parsed.crawl_delay(agent)
+        return 0.0 if delay is None else float(delay)
 
 
-def opt_out(headers: Mapping[str, str] | Any, *, agent: str) -> str | None:
-    """The header directive that forbids use for training; None where there is none.
+class Robots:
+    """robots.txt of every authority, asked for once. ``known`` may outlive the loop that filled it."""
 
-    ``X-Robots-Tag`` with noai, noimageai, noindex, noimageindex, noml or none, for everybody or for our agent, and
-    ``TDM-Reservation: 1`` (W3C TDM reservation protocol).
+    def __init__(self, get: Callable[[str], Awaitable[Reply]], known: dict[str, Rules]) -> None:
+        self._get = get
+        self._known = known
+        self._asking: dict[str, asyncio.Task[Rules]] = {}
+
+    async def rules(self, authority: str) -> Rules:
+        """Rules of ``scheme://host:port``."""
+        known = self._known.get(authority)
+        if known is not None and known.expires > time.monotonic():
+            return known
+        if authority not in self._asking:
+            self._asking[authority] = asyncio.create_task(self._ask(authority))
+        # Others wait for the same answer: one of them that is cancelled must not take it from the rest.
+        return await asyncio.shield(self._asking[authority])
+
+    async def _ask(self, authority: str) -> Rules:
+        try:
+            rules = parse_reply(await self._get(f"{authority}/robots.txt"))
+            self._known[authority] = rules
+            return rules
+        finally:
+            del self._asking[authority]
+
+
+def parse_reply(reply: Reply) -> Rules:
+    """Rules from what asking for robots.txt gave (RFC 9309, section 2.3.1).
+
+    4xx: there are none. 5xx, no answer in time, and 429: the site cannot say, so nothing is asked of it.
     """
-    values = headers.getall("X-Robots-Tag", []) if hasattr(headers, "getall") else [headers.get("X-Robots-Tag", "")]
-    for value in values:
-        addressed = "*"
-        for item in value.split(","):
-            name, colon, rest = item.partition(":")
-            if colon and name.strip().lower() not in ("unavailable_after", "max-snippet", "max-image-preview"):
-                addressed, item = name.strip().lower(), rest  # noqa: PLW2901 - an agent in front of its directives
-            directive = item.strip().lower()
-            if directive in _OPT_OUT and addressed in ("*", agent.lower()):
-                return f"x-robots-tag: {directive}"
-    if str(headers.get("TDM-Reservation", "")).strip() == "1":
-        return "tdm-reservation: 1"
+    soon = time.monotonic() + _KEEP_FAILURE_S
+    late = time.monotonic() + _KEEP_S
+    if reply.failure is not None:
+        failure = "robots_unreachable" if reply.failure in ("timeout", "truncated_body") else reply.failure
+        return Rules(state="unreachable", failure=failure, expires=soon)
+    if reply.status >= 500 or reply.status == 429:
+        return Rules(state="unreachable", failure="robots_unreachable", expires=soon)
+    if not 200 <= reply.status < 300:
+        return Rules(state="none", failure=None, expires=late)
+    from protego import Protego
+
+    text = reply.body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
+    return Rules(state="allowed", failure=None, expires=late, parsed=Protego.parse(text))
+
+
+def opt_out(headers: Iterable[tuple[str, str]], agent: str) -> str | None:
+    """The directive of response headers that forbids use, or None.
+
+    ``X-Robots-Tag`` with one of ``OPT_OUT_DIRECTIVES``, for everybody or for this agent, and ``tdm-reservation: 1``
+    (W3C TDM Reservation Protocol).
+    """
+    for name, value in headers:
+        key = name.lower()
+        if key == "tdm-reservation" and value.strip() == "1":
+            return "tdm-reservation"
+        if key == "x-robots-tag":
+            found = _directive(value, agent)
+            if found is not None:
+                return found
+    return None
+
+
+def _directive(value: str, agent: str) -> str | None:
+    """First directive of one X-Robots-Tag that forbids use; ``bot: a, b`` speaks to that bot only."""
+    to_us = True
+    for part in value.lower().split(","):
+        name, colon, rest = part.partition(":")
+        directive = part.strip()
+        if colon and name.strip() in _VALUED:
+            continue
+        if colon:
+            to_us = name.strip() in ("*", agent.lower())
+            directive = rest.strip()
+        if to_us and directive in OPT_OUT_DIRECTIVES:
+            return directive
     return None

@@ -180,7 +180,7 @@ class UrlDuplicates(GlobalStage):
 
 
 def find_repeats(io: TaskIO, *, folder: str, shards: Sequence[int], number: int, num_ranges: int) -> pa.Table:
-    """Repeats among keys of range ``number`` of ``num_ranges`` equal ones; one shard's keys are held beside the range's."""
+    """Repeats in range ``number`` of ``num_ranges`` equal ones; one shard's keys are held beside the range's."""
     low = (number << _KEY_BITS) // num_ranges
     high = ((number + 1) << _KEY_BITS) // num_ranges - 1
     all_keys, all_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]

@@ -59,8 +59,10 @@ class QueryConfig(SourceConfig):
 
 
 class SourceRow(NamedTuple):
-    """One line of a source. ``location`` is inside the source: a path of the folder, a member of the tar, COLUMN/ROW of
-    the parquet file; with the file's name and ``::`` before it where the source is several files.
+    """One line of a source.
+
+    ``location`` is inside the source: a path of the folder, a member of the tar, COLUMN/ROW of the parquet file; with
+    the file's name and ``::`` before it where the source is several files.
     """
 
     url: str | None

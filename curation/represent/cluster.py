@@ -11,7 +11,7 @@ from pydantic import Field
 from curation.dedup.near import rows_at
 from curation.represent import kmeans
 from curation.schema import TABLES
-from curation.stage import Config, Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
+from curation.stage import Config, ConfigError, Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
 
 
 class ClusterConfig(Config):
@@ -26,12 +26,20 @@ class ClusterConfig(Config):
 def fit_kmeans(
     io: TaskIO, *, shards: list[int], sample: int, num_clusters: int, iterations: int, seed: int
 ) -> pa.Table:
-    """The table ``fit_kmeans`` from the embeddings with the least sha256 of some shards."""
-    ids, vectors = [], []
+    """The table ``fit_kmeans`` from the embeddings with the least sha256 of some shards.
+
+    Raises:
+        ConfigError: there is no embedding at all.
+    """
+    ids, vectors = [np.array([], object)], []
     for shard in shards:
         table = io.read(io.part("embeddings", shard))
         ids.append(np.array(table["sha256"].to_pylist(), object))
         vectors.append(kmeans.vectors_of(table).astype(np.float16))
+    if not sum(len(part) for part in ids):
+        raise ConfigError(
+            "cluster: no picture of the sources is left to be clustered; `lvd funnel` shows where they went"
+        )
     order = np.argsort(np.concatenate(ids), kind="stable")[:sample]
     centroids = kmeans.fit(
         np.concatenate(vectors)[order].astype(np.float32), num_clusters=num_clusters, iterations=iterations, seed=seed
@@ -43,7 +51,10 @@ def fit_kmeans(
 
 
 class FitKmeans(GlobalStage):
-    """Centroids, made once from the pictures that the first shards hold then, and kept when lists are appended."""
+    """Centroids, made once and kept: neither an appended list nor a changed threshold moves them.
+
+    The sample is what the first shards hold embeddings of at that time. ``--redo fit_kmeans`` makes them anew.
+    """
 
     name = "fit_kmeans"
     section = "cluster"

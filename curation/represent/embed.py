@@ -13,7 +13,7 @@ from curation.dedup.describe import arrays_to_table, read_small, sample_of, tabl
 from curation.dedup.near import rows_at
 from curation.represent import handmade
 from curation.schema import vector_schema
-from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
+from curation.stage import ConfigError, Context, GlobalStage, Map, Resources, ShardStage, Task, TaskIO, keyed_folder
 
 HANDMADE = "hog-thumb"
 _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
@@ -42,15 +42,29 @@ class EmbedConfig(BackboneConfig):
 
 
 def fit_embedder(io: TaskIO, *, shards: list[int], num_pictures: int) -> pa.Table:
-    """The table ``fit_embedder``; no row for a model that needs no fit."""
-    from threadpoolctl import threadpool_limits
+    """The table ``fit_embedder``; no row for a model that needs no fit (``num_pictures`` = 0).
 
+    Raises:
+        ConfigError: no picture decoded.
+    """
     if num_pictures == 0:
         return arrays_to_table({})
-    with threadpool_limits(1):
-        pairs = [handmade.features(read_small(io, place)) for place in sample_of(io, shards, num_pictures)]
-        hogs, thumbs = (np.stack([pair[half] for pair in pairs]) for half in (0, 1))
+    pairs = [handmade.features(read_small(io, place)) for place in sample_of(io, shards, num_pictures)]
+    if not pairs:
+        raise ConfigError(
+            f"embed.name: {HANDMADE} is fitted on pictures of the sources, and none of them decodes; "
+            "`lvd funnel` shows where they went"
+        )
+    hogs, thumbs = (np.stack([pair[half] for pair in pairs]) for half in (0, 1))
+    with _one_thread():
         return arrays_to_table(handmade.fit(hogs, thumbs))
+
+
+def _one_thread() -> Any:
+    """Linear algebra on one thread, so that sums are taken in one order on any machine."""
+    from threadpoolctl import threadpool_limits
+
+    return threadpool_limits(1)
 
 
 class FitEmbedder(GlobalStage):
@@ -101,6 +115,8 @@ class Embed(ShardStage):
         super().__init__(config)
         self._backbone: Backbone | None = None
         self._fit: dict[str, np.ndarray] | None = None
+        if config.device == "cuda" and config.name != HANDMADE:
+            self.resources = Resources(gpus=1.0)  # type: ignore[misc]
 
     def fingerprint_values(self) -> dict[str, Any]:
         """What decides the vectors."""
@@ -128,21 +144,17 @@ class Embed(ShardStage):
         if self._fit is None:
             self._fit = table_to_arrays(io.table("fit_embedder"))
         vectors = np.zeros((len(places), handmade.DIM), np.float32)
-        for row, place in enumerate(places):
-            vectors[row] = handmade.project(*handmade.features(read_small(io, place)), self._fit)
+        with _one_thread():
+            for row, place in enumerate(places):
+                vectors[row] = handmade.project(*handmade.features(read_small(io, place)), self._fit)
         return vectors
 
     def _model(self, io: TaskIO, places: list[dict[str, Any]]) -> np.ndarray:
-        import cv2
-
         if self._backbone is None:
             self._backbone = open_backbone(self.config)
-        size = self._backbone.size_px
+        prepare = self._backbone.prepare
         vectors = np.zeros((len(places), self._backbone.dim), np.float32)
         for start in range(0, len(places), self.config.batch_size):
-            block = [
-                cv2.resize(read_small(io, place), (size, size), interpolation=cv2.INTER_AREA)
-                for place in places[start : start + self.config.batch_size]
-            ]
+            block = [prepare(read_small(io, place)) for place in places[start : start + self.config.batch_size]]
             vectors[start : start + len(block)] = self._backbone.embed(np.stack(block))
         return vectors

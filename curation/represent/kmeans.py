@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+import pyarrow as pa
 
 _CANDIDATES = 4
-_MARGIN = 1e-4  # fp32 GEMM of unit vectors is off by less
-_BLOCK_ROWS = 4096
+MARGIN = 1e-4  # fp32 GEMM of unit vectors is off by less
+_BLOCK_SCORES = 1 << 24  # similarities held at once; 64 MiB
 
 
-def vectors_of(table: Any) -> np.ndarray:
+def vectors_of(table: pa.Table) -> np.ndarray:
     """The column ``vector`` of a pa.Table as float32 [N, D]."""
-    column = table["vector"].combine_chunks()
-    dim = column.type.list_size
+    dim = table.schema.field("vector").type.list_size
+    column = pa.concat_arrays(table["vector"].chunks) if len(table) else pa.array([], table.schema.field("vector").type)
     return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), dim)
 
 
@@ -32,7 +31,7 @@ def fit(vectors: np.ndarray, *, num_clusters: int, iterations: int, seed: int) -
     """
     import faiss
 
-    faiss.omp_set_num_threads(1)
+    faiss.omp_set_num_threads(1)  # sums in one order
     num_clusters = min(num_clusters, len(vectors))
     kmeans = faiss.Kmeans(
         vectors.shape[1],
@@ -48,7 +47,10 @@ def fit(vectors: np.ndarray, *, num_clusters: int, iterations: int, seed: int) -
 
 
 def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of unit vectors [..., D] held as fp16 values, float32: summed in fp64, where no rounding happens."""
+    """Cosine of unit vectors [..., D] held as fp16 values, float32.
+
+    A product of two fp16 values is a multiple of 2^-48, so that fp64 sums them without rounding, in whatever order.
+    """
     return np.asarray((a.astype(np.float64) * b.astype(np.float64)).sum(axis=-1), np.float32)
 
 
@@ -59,7 +61,7 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
 
     Args:
         vectors: float32 [N, D], fp16 values.
-        centroids: float32 [K, D], fp16 values.
+        centroids: float32 [K, D], fp16 values, K >= 1.
 
     Returns:
         cluster, int32 [N], and similarity to it, float32 [N].
@@ -67,8 +69,9 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
     clusters = np.zeros(len(vectors), np.int32)
     best = np.zeros(len(vectors), np.float32)
     num = min(_CANDIDATES, len(centroids))
-    for start in range(0, len(vectors), _BLOCK_ROWS):
-        block = vectors[start : start + _BLOCK_ROWS]
+    num_rows = max(1, _BLOCK_SCORES // len(centroids))
+    for start in range(0, len(vectors), num_rows):
+        block = vectors[start : start + num_rows]
         scores = block @ centroids.T
         candidates = np.sort(np.argpartition(-scores, num - 1, axis=1)[:, :num], axis=1)
         exact = similarity(block[:, None, :], centroids[candidates])
@@ -77,7 +80,7 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
         clusters[start : start + len(block)] = candidates[rows, pick]
         best[start : start + len(block)] = exact[rows, pick]
         worst = np.take_along_axis(scores, candidates, axis=1).min(axis=1)
-        for row in np.flatnonzero((worst > exact.max(axis=1) - _MARGIN) & (num < len(centroids))):
+        for row in np.flatnonzero((worst > exact.max(axis=1) - MARGIN) & (num < len(centroids))):
             full = similarity(block[row], centroids)
             clusters[start + row], best[start + row] = full.argmax(), full.max()
     return clusters, best

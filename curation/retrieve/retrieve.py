@@ -1,10 +1,11 @@
-"""Queries and what is retrieved for them: nearest neighbours of each query, or pictures of the clusters that queries fill."""
+"""Queries and what is retrieved for them: neighbours of each query, or pictures of the clusters that queries fill."""
 
 from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -17,18 +18,13 @@ from curation.represent import kmeans
 from curation.schema import TABLES, source_of_shard
 from curation.stage import Config, Context, GlobalStage, Map, ShardStage, Task, TaskIO
 
-_SLACK = 16  # candidates beyond k that a GEMM proposes; exact similarities decide among them
+_BLOCK_SCORES = 1 << 24  # similarities held at once; 64 MiB
 
 
 class RetrieveConfig(Config):
     """How pictures are drawn; what each set asks for stands in ``queries``."""
 
     seed: int = Field(0, description="of the order in which pictures of a cluster are taken")
-
-
-def query_values(query: QueryConfig) -> dict[str, Any]:
-    """What of a query set decides the retrieval."""
-    return {name: getattr(query, name) for name in ("mode", "k", "min_queries", "per_cluster", "cap")}
 
 
 class Queries(ShardStage):
@@ -71,71 +67,154 @@ class Queries(ShardStage):
         return {"queries": pa.table(columns, schema=TABLES["queries"].schema)}
 
 
+# Pictures of one pool shard that leakage kept
+
+
+@dataclass(frozen=True)
+class PoolRows:
+    """Rows of a pool shard, or found pictures: arrays of one length, in any order."""
+
+    image_id: np.ndarray  # int64 [N]
+    tie: np.ndarray  # uint64 [N], what decides between equals
+    cluster: np.ndarray  # int32 [N]
+    similarity: np.ndarray  # float32 [N], to a centroid or a query
+
+    def take(self, at: np.ndarray) -> PoolRows:
+        """Rows at some places."""
+        return PoolRows(self.image_id[at], self.tie[at], self.cluster[at], self.similarity[at])
+
+    def __add__(self, other: PoolRows) -> PoolRows:
+        """The rows of both."""
+        return PoolRows(
+            np.concatenate([self.image_id, other.image_id]),
+            np.concatenate([self.tie, other.tie]),
+            np.concatenate([self.cluster, other.cluster]),
+            np.concatenate([self.similarity, other.similarity]),
+        )
+
+
+NO_ROWS = PoolRows(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.float32))
+
+
+def _first_bytes(digests: Iterable[str]) -> np.ndarray:
+    """First 8 bytes of hex digests, uint64: the order of the digests themselves."""
+    return np.array([int(digest[:16], 16) for digest in digests], np.uint64)
+
+
+def drawn(seed: int, sha256: Iterable[str]) -> np.ndarray:
+    """Places of pictures in a seeded order, uint64.
+
+    They depend on the bytes of each picture only, so that a longer draw begins with a shorter one.
+    """
+    return _first_bytes(hashlib.sha256(f"{seed}|{one}".encode()).hexdigest() for one in sha256)
+
+
+def _clustered(io: TaskIO, shard: int) -> tuple[pa.Table, PoolRows]:
+    """image_id, sha256 of what leakage kept in a shard, and its clusters, ties by sha256."""
+    kept = io.kept("leakage", shard)
+    table = io.read(io.part("clusters", shard))
+    ids = kept["image_id"].to_numpy()
+    at = rows_at(table["image_id"].to_numpy(), ids)
+    cluster, similarity = table["cluster"].to_numpy()[at], table["similarity"].to_numpy()[at]
+    return kept, PoolRows(ids, _first_bytes(kept["sha256"].to_pylist()), cluster, similarity)
+
+
+def _neighbours(query_set: str, query_id: pa.Array, rank: np.ndarray, rows: PoolRows) -> pa.Table:
+    num = len(rows.image_id)
+    columns = [
+        pa.array([query_set] * num, pa.string()),
+        query_id,
+        pa.array(rows.image_id),
+        pa.array(rank.astype(np.int32)),
+        pa.array(rows.similarity),
+        pa.array(rows.cluster),
+    ]
+    return pa.table(columns, schema=TABLES["neighbours"].schema)
+
+
 # Nearest neighbours
 
 
-def merge_top(similarity: np.ndarray, sha256: np.ndarray, ids: np.ndarray, k: int) -> np.ndarray:
-    """Places of the ``k`` best of some candidates: highest similarity, ties by sha256, then by id."""
-    return np.lexsort((ids, sha256, -similarity))[:k]
+def _rank_in(groups: np.ndarray) -> np.ndarray:
+    """Place of each row within its group, from 0, where rows of a group stand together."""
+    starts = np.flatnonzero(np.r_[True, groups[1:] != groups[:-1]]) if len(groups) else np.zeros(0, np.int64)
+    return np.arange(len(groups)) - np.repeat(starts, np.diff(np.r_[starts, len(groups)]))
+
+
+def best_of(query: np.ndarray, rows: PoolRows, k: int) -> tuple[np.ndarray, PoolRows]:
+    """The ``k`` best rows of each query, by query and rank: highest similarity, ties by sha256, then by id."""
+    order = np.lexsort((rows.image_id, rows.tie, -rows.similarity, query))
+    order = order[_rank_in(query[order]) < k]
+    return query[order], rows.take(order)
+
+
+def candidates(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All pairs that may be among the ``k`` nearest, ties of the last one too.
+
+    A GEMM proposes with a margin that its rounding cannot reach; the similarity of what it proposes is exact.
+
+    Args:
+        queries: float32 [Q, D], unit length, fp16 values.
+        pool: float32 [N, D], the same.
+        k: neighbours wanted.
+
+    Returns:
+        places in ``queries`` and in ``pool``, int64 [P], and similarity, float32 [P].
+    """
+    found = []
+    block = max(1, _BLOCK_SCORES // max(1, len(pool)))
+    for start in range(0, len(queries), block):
+        scores = queries[start : start + block] @ pool.T
+        place = max(0, len(pool) - k)
+        floor = np.partition(scores, place, axis=1)[:, place : place + 1] - 2 * kmeans.MARGIN
+        at_query, at_pool = np.nonzero(scores >= floor)
+        found.append((at_query + start, at_pool))
+    at_query, at_pool = (np.concatenate([pair[side] for pair in found]) for side in (0, 1))
+    return at_query, at_pool, kmeans.similarity(queries[at_query], pool[at_pool])
 
 
 def sample_neighbours(io: TaskIO, *, query_set: str, query_shard: int, pool_shards: list[int], k: int) -> pa.Table:
     """The ``k`` nearest pool pictures of each query of a shard, exactly; one pool shard in memory at a time."""
-    queries = io.read(io.part("queries", query_shard), ["query_id"])["query_id"].to_numpy()
-    embedded = io.read(io.part("embeddings", query_shard))
-    vectors = kmeans.vectors_of(embedded)[rows_at(embedded["image_id"].to_numpy(), queries)]
-    best: list[list[tuple[float, str, int, int]]] = [[] for _ in queries]
+    ids = io.read(io.part("queries", query_shard), ["query_id"])["query_id"].to_numpy()
+    vectors = _vectors_at(io, query_shard, ids)
+    query, best = np.zeros(0, np.int64), NO_ROWS
     for shard in pool_shards:
-        rows = io.kept("leakage", shard)
-        if rows.num_rows == 0 or len(queries) == 0:
+        _, rows = _clustered(io, shard)
+        if len(rows.image_id) == 0 or len(ids) == 0:
             continue
-        table = io.read(io.part("embeddings", shard))
-        pool = kmeans.vectors_of(table)[rows_at(table["image_id"].to_numpy(), rows["image_id"].to_numpy())]
-        clusters = io.read(io.part("clusters", shard), ["image_id", "cluster"])
-        cluster = clusters["cluster"].to_numpy()[rows_at(clusters["image_id"].to_numpy(), rows["image_id"].to_numpy())]
-        sha256, ids = rows["sha256"].to_pylist(), rows["image_id"].to_numpy()
-        num = min(k + _SLACK, len(pool))
-        candidates = np.argpartition(-(vectors @ pool.T), num - 1, axis=1)[:, :num]
-        for query, places in enumerate(candidates):
-            exact = kmeans.similarity(vectors[query], pool[places])
-            best[query] += [
-                (-float(s), sha256[p], int(ids[p]), int(cluster[p])) for s, p in zip(exact, places, strict=True)
-            ]
-            best[query] = sorted(best[query])[:k]
-    rows_out = [
-        {"query_set": query_set, "query_id": int(query), "image_id": found[2], "rank": rank, "similarity": -found[0],
-         "cluster": found[3]}
-        for query, ranked in zip(queries, best, strict=True)
-        for rank, found in enumerate(ranked)
-    ]  # fmt: skip
-    return pa.Table.from_pylist(rows_out, schema=TABLES["neighbours"].schema)
+        at_query, at_pool, similarity = candidates(vectors, _vectors_at(io, shard, rows.image_id), k)
+        found = replace(rows.take(at_pool), similarity=similarity)
+        query, best = best_of(np.concatenate([query, at_query]), best + found, k)
+    return _neighbours(query_set, pa.array(ids[query], pa.int64()), _rank_in(query), best)
+
+
+def _vectors_at(io: TaskIO, shard: int, ids: np.ndarray) -> np.ndarray:
+    """Embeddings of some pictures of a shard, float32 [N, D]."""
+    table = io.read(io.part("embeddings", shard), ["image_id", "vector"])
+    return np.asarray(kmeans.vectors_of(table)[rows_at(table["image_id"].to_numpy(), ids)])
 
 
 # Clusters
 
 
-def drawn(seed: int, sha256: str) -> bytes:
-    """Place of a picture in a seeded order that depends on its bytes only, so that a longer draw begins with a shorter."""
-    return hashlib.sha256(f"{seed}|{sha256}".encode()).digest()
+def first_of_clusters(rows: PoolRows, per_cluster: int) -> PoolRows:
+    """The first ``per_cluster`` rows of each cluster in the order of the draw (``tie``), by cluster and rank."""
+    order = np.lexsort((rows.image_id, rows.tie, rows.cluster))
+    return rows.take(order[_rank_in(rows.cluster[order]) < per_cluster])
 
 
-def choose_from_clusters(
-    members: Mapping[int, list[tuple[bytes, int, float]]], *, per_cluster: int, cap: int
-) -> list[tuple[int, int, int, float]]:
-    """Pictures drawn for one set: (cluster, rank, image_id, similarity); rank -1 for those that the cap cut.
+def ranks_under_cap(rows: PoolRows, cap: int) -> np.ndarray:
+    """Rank of each row within its cluster, -1 for those that the cap cuts, int64 [N].
+
+    The cap takes the first of the whole set in the order of the draw, so that a larger one only adds pictures.
 
     Args:
-        members: of each qualifying cluster: (place in the draw, image_id, similarity).
-        per_cluster: pictures taken from each, or all that it has.
+        rows: by cluster and rank.
         cap: pictures taken for the set.
     """
-    taken = []
-    for cluster, pictures in sorted(members.items()):
-        ordered = sorted(pictures)[:per_cluster]
-        taken += [(place, cluster, rank, image, score) for rank, (place, image, score) in enumerate(ordered)]
-    taken.sort(key=lambda row: (row[0], row[3]))
-    marked = [(row[1], row[2] if n < cap else -1, row[3], row[4]) for n, row in enumerate(taken)]
-    return sorted(marked, key=lambda row: (row[0], row[1] < 0, row[1], row[2]))
+    ranks = _rank_in(rows.cluster)
+    ranks[np.lexsort((rows.image_id, rows.tie))[cap:]] = -1
+    return ranks
 
 
 def cluster_neighbours(
@@ -153,21 +232,15 @@ def cluster_neighbours(
     counts: Counter[int] = Counter()
     for shard in query_shards:
         counts.update(io.read(io.part("queries", shard), ["cluster"])["cluster"].to_pylist())
-    members: dict[int, list[tuple[bytes, int, float]]] = {c: [] for c, n in counts.items() if n > min_queries}
-    wanted = pa.array(sorted(members), pa.int32())
+    wanted = np.array(sorted(cluster for cluster, num in counts.items() if num > min_queries), np.int32)
+    chosen = NO_ROWS
     for shard in pool_shards:
-        rows = io.kept("leakage", shard)
-        sha256 = dict(zip(rows["image_id"].to_pylist(), rows["sha256"].to_pylist(), strict=True))
-        table = io.read(io.part("clusters", shard))
-        for row in table.filter(pa.compute.is_in(table["cluster"], value_set=wanted)).to_pylist():
-            place = drawn(seed, sha256[row["image_id"]])
-            members[row["cluster"]].append((place, row["image_id"], row["similarity"]))
-    chosen = choose_from_clusters(members, per_cluster=per_cluster, cap=cap)
-    rows_out = [
-        {"query_set": query_set, "query_id": None, "image_id": image, "rank": rank, "similarity": score, "cluster": c}
-        for c, rank, image, score in chosen
-    ]
-    return pa.Table.from_pylist(rows_out, schema=TABLES["neighbours"].schema)
+        kept, rows = _clustered(io, shard)
+        inside = np.flatnonzero(np.isin(rows.cluster, wanted))
+        sha256 = kept["sha256"].take(pa.array(inside)).to_pylist()
+        chosen = first_of_clusters(chosen + replace(rows.take(inside), tie=drawn(seed, sha256)), per_cluster)
+    nobody = pa.nulls(len(chosen.image_id), pa.int64())
+    return _neighbours(query_set, nobody, ranks_under_cap(chosen, cap), chosen)
 
 
 class Neighbours(GlobalStage):
@@ -187,23 +260,22 @@ class Neighbours(GlobalStage):
         """Plan the tasks of all sets."""
         pool = context.shards("pool")
         names = {row["source_id"]: row["name"] for row in context.sources().to_pylist()}
+        of_pool = tuple(context.part(table, s) for table in ("leakage", "clusters") for s in pool)
+        vectors = tuple(context.part("embeddings", s) for s in pool)
         tasks = []
         for query_set, query in self.queries.items():
             shards = [s for s in context.shards("query") if names[source_of_shard(s)] == query_set]
-            of_pool = tuple(context.part(table, s) for table in ("leakage", "clusters") for s in pool)
+            own = tuple(context.part("queries", s) for s in shards)
+            args = {"query_set": query_set, "pool_shards": pool}
             if query.mode == "sample":
-                vectors = tuple(context.part("embeddings", s) for s in pool)
-                for shard in shards:
-                    args = {"query_set": query_set, "query_shard": shard, "pool_shards": pool, "k": query.k}
-                    own = (context.part("queries", shard), context.part("embeddings", shard))
-                    part = context.part("neighbours", shard)
-                    tasks.append(
-                        Task(function=sample_neighbours, args=args, reads=own + of_pool + vectors, writes=part)
-                    )
+                for shard, part in zip(shards, own, strict=True):
+                    reads = (part, context.part("embeddings", shard), *of_pool, *vectors)
+                    asked = {**args, "query_shard": shard, "k": query.k}
+                    writes = context.part("neighbours", shard)
+                    tasks.append(Task(function=sample_neighbours, args=asked, reads=reads, writes=writes))
             elif query.mode == "cluster" and shards:
-                args = {name: getattr(query, name) for name in ("min_queries", "per_cluster", "cap")}
-                args |= {"query_set": query_set, "query_shards": shards, "pool_shards": pool, "seed": self.config.seed}
-                own = tuple(context.part("queries", s) for s in shards)
-                part = context.part("neighbours", shards[0])
-                tasks.append(Task(function=cluster_neighbours, args=args, reads=own + of_pool, writes=part))
+                asked = {**args, "query_shards": shards, "seed": self.config.seed}
+                asked |= {name: getattr(query, name) for name in ("min_queries", "per_cluster", "cap")}
+                writes = context.part("neighbours", shards[0])
+                tasks.append(Task(function=cluster_neighbours, args=asked, reads=own + of_pool, writes=writes))
         map(tasks)

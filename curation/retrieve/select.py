@@ -20,8 +20,8 @@ class SelectConfig(Config):
 def first_choice(rows: list[dict[str, Any]], order: Mapping[str, int]) -> dict[int, dict[str, Any]]:
     """Of each picture, the row of ``neighbours`` that takes it.
 
-    The first set in recipe order; there the least rank, the highest similarity, the least query. Rows that a cap cut (rank
-    -1) take a picture only when no other does.
+    The first set in recipe order; there the least rank, the highest similarity, the least query. Rows that a cap cut
+    (rank -1) take a picture only when no other does.
     """
 
     def place(row: dict[str, Any]) -> tuple[Any, ...]:

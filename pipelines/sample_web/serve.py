@@ -109,7 +109,7 @@ class _Server:
             else:
                 await response.write_eof()
                 complete = True
-        except (ConnectionError, asyncio.CancelledError):
+        except ConnectionError:
             pass  # the client has gone; what it got is logged
         finally:
             line = {"host": host, "path": path, "method": request.method, "status": response.status}

@@ -1,0 +1,75 @@
+"""Pace: how often and how many at once one host is asked, and how long to wait after it said no."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+
+_REFUSALS = 5
+
+
+class HostPace:
+    """One host: a number of connections, a least time between requests, and patience that ends."""
+
+    def __init__(self, *, connections: int, interval_s: float) -> None:
+        self.interval_s = interval_s
+        self._slots = asyncio.Semaphore(connections)
+        self._next_at = 0.0  # loop time
+        self._refusals = 0
+
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[None]:
+        """Wait for a connection and for the time of the next request."""
+        async with self._slots:
+            now = asyncio.get_running_loop().time()
+            while (wait_s := self._next_at - now) > 0:
+                await asyncio.sleep(wait_s)
+                now = asyncio.get_running_loop().time()
+            self._next_at = now + self.interval_s
+            yield
+
+    def slow_down(self, interval_s: float) -> None:
+        """Keep at least this time between requests, as robots.txt asks."""
+        self.interval_s = max(self.interval_s, interval_s)
+
+    def postpone(self, wait_s: float) -> None:
+        """Ask for nothing before ``wait_s`` seconds have passed."""
+        self._next_at = max(self._next_at, asyncio.get_running_loop().time() + wait_s)
+
+    def refused(self) -> None:
+        """The host said: not for a long time."""
+        self._refusals += 1
+
+    def answered(self) -> None:
+        """The host answered."""
+        self._refusals = 0
+
+    @property
+    def closed(self) -> bool:
+        """Whether the host said so often, one after another, that it is left alone."""
+        return self._refusals >= _REFUSALS
+
+
+def retry_after_s(value: str | None) -> float | None:
+    """Seconds of a Retry-After header, given as seconds or as a date; None where it says nothing."""
+    if value is None:
+        return None
+    text = value.strip()
+    if text.isascii() and text.isdigit():
+        return float(text)
+    try:
+        when = parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    when = when if when.tzinfo else when.replace(tzinfo=UTC)
+    return max(0.0, (when - datetime.now(UTC)).total_seconds())
+
+
+def backoff_s(url: str, attempt: int, base_s: float) -> float:
+    """Wait after failed attempt 1, 2, …: doubling, spread by half to one and a half with a seed from the address."""
+    spread = int.from_bytes(hashlib.sha256(f"{attempt} {url}".encode()).digest()[:4], "big") / 2**32
+    return float(base_s * 2 ** (attempt - 1) * (0.5 + spread))

@@ -1,0 +1,9 @@
+-- Grain: one row a sample whose picture has faces that were blurred and whose tar holds the original, or the reverse.
+-- Must be empty.
+SELECT m.key, m.image_id, m.blurred, d.blurred_object
+FROM manifest m
+LEFT JOIN detections d USING (image_id)
+WHERE m.blurred <> (d.blurred_object IS NOT NULL)
+    OR (m.blurred AND m.size <> d.blurred_bytes)
+    OR d.image_id IS NULL
+ORDER BY m.key;
