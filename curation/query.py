@@ -9,11 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.schema import TABLES, Table, source_of_shard
+from curation.schema import LOGS, TABLES, Table, source_of_shard
 from curation.stage import ConfigError
 
 SQL = Path(__file__).parents[1] / "sql"
 KINDS = ("reports", "checks", "views")
+VIEWS = ("verdicts", "end_state", "pictures", "composition", "funnel_steps")  # each may use those before it
 _PART = re.compile(r"part-(\d+)\.parquet$")
 _TYPES = {
     pa.int16(): "SMALLINT",
@@ -44,19 +45,24 @@ def connect(
         shards: of this run, where it takes only some of its sources; None takes all.
 
     Returns:
-        ``duckdb.DuckDBPyConnection``. A table without parts is an empty view.
+        ``duckdb.DuckDBPyConnection``. A table without parts is an empty view. Besides, the view ``places`` says for
+        each row of a per-shard table in which part it lies: table, image_id, part.
     """
     import duckdb
 
     connection = duckdb.connect()
     connection.execute("SET TimeZone = 'UTC'")
     roots = {"pool": pool, "run": run}
+    places = ['SELECT NULL::VARCHAR AS "table", NULL::BIGINT AS image_id, NULL::BIGINT AS part WHERE false']
     for table in TABLES.values():
         folder = roots[table.root] / folders.get(table.name, table.name)
         files = [file for file in sorted(folder.glob("part-*.parquet")) if _is_of(table, file, source_ids, shards)]
         connection.execute(f'CREATE VIEW "{table.name}" AS {_select(table, files, source_ids)}')
-    for file in sorted((SQL / "views").glob("*.sql")):
-        connection.execute(file.read_text(encoding="utf-8"))
+        if files and table.parts == "shard" and table.name not in LOGS:
+            places.append(_places(table, files))
+    connection.execute(f"CREATE VIEW places AS {' UNION ALL '.join(places)}")
+    for name in VIEWS:
+        connection.execute((SQL / "views" / f"{name}.sql").read_text(encoding="utf-8"))
     return connection
 
 
@@ -73,11 +79,20 @@ def _select(table: Table, files: Sequence[Path], source_ids: Collection[int]) ->
     if not files:
         columns = ", ".join(f'NULL::{_duckdb_type(field.type)} AS "{field.name}"' for field in table.schema)
         return f"SELECT {columns} WHERE false"
-    names = ", ".join("'" + str(file).replace("'", "''") + "'" for file in files)
     where = ""
     if table.name == "sources":
         where = f" WHERE source_id IN ({', '.join(map(str, sorted(source_ids)))})" if source_ids else " WHERE false"
-    return f"SELECT * FROM read_parquet([{names}]){where}"
+    return f"SELECT * FROM read_parquet({_list(files)}){where}"
+
+
+def _places(table: Table, files: Sequence[Path]) -> str:
+    column = table.schema.names[0]  # image_id; query_id in queries
+    part = r"regexp_extract(filename, 'part-(\d+)\.parquet$', 1)::BIGINT"
+    return f"SELECT '{table.name}', {column}, {part} FROM read_parquet({_list(files)}, filename = true)"
+
+
+def _list(files: Sequence[Path]) -> str:
+    return "[" + ", ".join("'" + str(file).replace("'", "''") + "'" for file in files) + "]"
 
 
 def _duckdb_type(kind: pa.DataType) -> str:

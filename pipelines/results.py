@@ -20,7 +20,11 @@ if TYPE_CHECKING:
     from pipelines.report.score import Score
 
 # Objects of these folders are named by columns of these tables of the pool.
-_OBJECTS = {"bytes": ("images", "object"), "blurred": ("detections", "blurred_object"), "small": ("detections", "small_object")}  # fmt: skip
+_OBJECTS = {
+    "bytes": ("images", "object"),
+    "blurred": ("detections", "blurred_object"),
+    "small": ("detections", "small_object"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +62,9 @@ def opened(run: str) -> Iterator[Database]:
     with ExitStack() as stack:
         local = {
             root: stack.enter_context(
-                local_copy(place, [folders.get(table.name, table.name) for table in TABLES.values() if table.root == root])
+                local_copy(
+                    place, [folders.get(table.name, table.name) for table in TABLES.values() if table.root == root]
+                )
             )
             for root, place in (("pool", state["pool"]), ("run", run))
         }
@@ -89,14 +95,14 @@ def score_run(database: Database, truth: Path | None = None) -> Score:
     if not path.is_file():
         raise ConfigError(f"truth {str(path)!r} is not there; build the sample web again, or give --truth PARQUET")
     # A recipe may add sources of its own to the sample web's list: the truth speaks of that list only.
-    ends = database.connection.execute(
+    ends = database.connection.sql(
         """
         SELECT e.image_id, e.line, e.stage AS end_stage, e.reason
         FROM end_state e JOIN sources s ON s.source_id = e.image_id // 1000000000000
         WHERE s.role = 'pool' AND (starts_with(s.location, ?) OR (SELECT count(*) FROM sources WHERE role = 'pool') = 1)
         ORDER BY e.image_id
         """,
-        [f"{path.parent}/"],
+        params=[f"{path.parent}/"],
     ).to_arrow_table()
     log = path.parent / LOG
     return score(ends, pq.read_table(path), read_requests(log) if log.is_file() else None)
@@ -113,7 +119,9 @@ def status(run: str, as_json: bool) -> str:
     tables = [_table_status(name, stores[TABLES[name].root], state, shards) for name in TABLES]
     holders = {root: lease_holder(store) for root, store in stores.items()}
     if as_json:
-        return json.dumps({"recipe": state["recipe"], "pool": state["pool"], "run": run, "at_work": holders, "tables": tables})
+        return json.dumps(
+            {"recipe": state["recipe"], "pool": state["pool"], "run": run, "at_work": holders, "tables": tables}
+        )
     lines = [f"recipe    {state['recipe']}", f"pool      {state['pool']}", f"run       {run}"]
     lines += [f"at work   {holder} on the {root}" for root, holder in holders.items() if holder is not None]
     if not any(holders.values()):
@@ -132,7 +140,7 @@ def _shards(state: Mapping[str, Any], pool: Store) -> dict[int, str]:
     for row in read_part(pool, Part("pool", "sources", 0)).to_pylist():
         if row["source_id"] in mine:
             first = first_shard(row["source_id"])
-            roles.update({shard: row["role"] for shard in range(first, first + row["num_shards"])})
+            roles.update(dict.fromkeys(range(first, first + row["num_shards"]), row["role"]))
     return roles if only is None else {shard: roles[shard] for shard in only if shard in roles}
 
 

@@ -1,7 +1,8 @@
 """Export: the chosen pictures in seeded order as webdataset tars, and the manifest that says what lies where.
 
-The order is that of sha256(seed | sha256 of the bytes | id): a shuffle over the whole set that needs no picture in memory.
-A sample is ``KEY.jpg`` (or what its format is) and ``KEY.json`` with its lineage; keys are positions in the shuffled set.
+The order is that of sha256(seed | sha256 of the bytes | id): a shuffle over the whole set that needs no picture in
+memory. A sample is ``KEY.jpg`` (or what its format is) and ``KEY.json`` with its lineage; keys are positions in the
+shuffled set.
 """
 
 from __future__ import annotations

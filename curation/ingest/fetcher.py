@@ -231,14 +231,15 @@ class Fetcher:
         answer = _Answer()
         async with host.turn(), self._slots:
             if host.closed:
-                return _Answer(reason="rate_limited")
+                status, content_type = host.refusal
+                return _Answer(reason="rate_limited", status=status, content_type=content_type)
             started_at, started = datetime.now(UTC), time.perf_counter()
             forget_peer()
             await self._ask(place, answer, read)
             if answer.wait_s is not None and answer.again:
                 host.postpone(answer.wait_s)
             if answer.reason == "rate_limited" and not answer.again:
-                host.refused()
+                host.refused(answer.status, answer.content_type)
             elif answer.started:
                 host.answered()
         if trail is not None:

@@ -20,6 +20,8 @@ class HostPace:
         self._slots = asyncio.Semaphore(connections)
         self._next_at = 0.0  # loop time
         self._refusals = 0
+        # Status and content type of the last one: what is not asked any more would have got the same.
+        self.refusal: tuple[int | None, str | None] = (None, None)
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[None]:
@@ -40,9 +42,10 @@ class HostPace:
         """Ask for nothing before ``wait_s`` seconds have passed."""
         self._next_at = max(self._next_at, asyncio.get_running_loop().time() + wait_s)
 
-    def refused(self) -> None:
+    def refused(self, status: int | None, content_type: str | None) -> None:
         """The host said: not for a long time."""
         self._refusals += 1
+        self.refusal = (status, content_type)
 
     def answered(self) -> None:
         """The host answered."""

@@ -11,7 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from curation.ingest.address import AddressError, parse_address
-from curation.ingest.sources import SourceConfig, SourceRow, check_source, read_rows
+from curation.ingest.rows import SourceRow
+from curation.ingest.sources import SourceConfig, check_source, read_rows
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Role, first_shard, image_ids
 from curation.stage import ConfigError
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -254,11 +255,17 @@ def _plain(host: str) -> str:
     return host.strip().lower().removeprefix("*.").strip(".")
 
 
-def _read_block_list(path: str) -> list[str]:
+def _read_block_list(path: str) -> tuple[str, ...]:
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        state = Path(path).stat()
+        return _block_list(path, state.st_mtime_ns, state.st_size)
     except (OSError, UnicodeDecodeError) as error:
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"screen.block_list_files: {path!r}: {why}; give text files with one entry a line") from None
-    lines = (line.partition("#")[0].strip() for line in text.splitlines())
-    return [line for line in lines if line]
+
+
+@lru_cache(maxsize=64)  # the planner asks for the fingerprint of every shard
+def _block_list(path: str, mtime_ns: int, num_bytes: int) -> tuple[str, ...]:
+    del mtime_ns, num_bytes  # keys of the cache: a file that changed is read again
+    lines = (line.partition("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
+    return tuple(line for line in lines if line)

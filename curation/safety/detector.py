@@ -1,12 +1,14 @@
 """NudeNet's detector: class scores and boxes of exposed parts and faces.
 
-NudeNet is AGPL-3.0: it is imported, never copied; a recipe with ``look.detector: none`` works without it. Its own
-pre- and post-processing runs here; only the session is ours, with one thread, so that results do not depend on the machine.
+NudeNet is AGPL-3.0: model and class names are taken from the installed package, and nothing of it is copied; a recipe
+with ``look.detector: none`` works without it. What surrounds the model, a letterbox and the decoding of a YOLOv8 head,
+is our own, tested to give what ``nudenet.NudeDetector().detect`` gives, in bounded memory for pictures of any shape.
 """
 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,6 +26,8 @@ EXPLICIT = (
     "ANUS_EXPOSED",
 )
 FACES = ("FACE_FEMALE", "FACE_MALE")
+FLOOR = 0.2
+_IOU = 0.45
 
 
 class Box(NamedTuple):
@@ -59,12 +63,16 @@ def model_digest() -> str:
 
 
 class NudeNetDetector:
-    """NudeNet's model at one or more input sizes; the first one gives the class scores, all give faces."""
+    """NudeNet's model in a session of one thread: a result depends on its picture only.
+
+    The network is fed RGB; ``nudenet`` swaps the channels of a file twice and so feeds BGR, in which fewer faces are
+    found. Given one and the same RGB array both return the same boxes.
+    """
 
     def __init__(self, *, device: str = "cpu") -> None:
         import cv2
         import onnxruntime
-        from nudenet import NudeDetector
+        from nudenet import nudenet as package
 
         cv2.setNumThreads(1)
         options = onnxruntime.SessionOptions()
@@ -72,17 +80,76 @@ class NudeNetDetector:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
-        session = onnxruntime.InferenceSession(str(model_path()), options, providers=providers)
-        self._detector: Any = NudeDetector.__new__(NudeDetector)
-        self._detector.onnx_session = session
-        self._detector.input_name = session.get_inputs()[0].name
+        self._session: Any = onnxruntime.InferenceSession(str(model_path()), options, providers=providers)
+        self._input: str = self._session.get_inputs()[0].name
+        self._labels: tuple[str, ...] = tuple(vars(package)["__labels"])
 
-    def detect(self, rgb: np.ndarray, *, input_px: int = 320) -> list[Box]:
-        """Boxes of uint8 [H, W, 3] with a score of at least 0.2, the highest first."""
-        self._detector.input_width = self._detector.input_height = input_px
-        found = self._detector.detect(np.ascontiguousarray(rgb[:, :, ::-1]))  # it wants BGR
-        boxes = [Box(item["class"], float(item["score"]), *map(float, item["box"])) for item in found]
-        return sorted(boxes, key=lambda box: (-box.score, box.label, box[2:]))
+    def detect(self, rgb: np.ndarray, *, input_px: int = 320, floor: float = FLOOR) -> list[Box]:
+        """Boxes of uint8 [H, W, 3] with a score of at least ``floor``, the highest first.
+
+        Args:
+            rgb: uint8 [H, W, 3].
+            input_px: side of the square that the picture is laid into; a multiple of 32.
+            floor: least score.
+        """
+        (output,) = self._session.run(None, {self._input: letterbox(rgb, input_px)})
+        found = boxes_of(
+            output[0], self._labels, width_px=rgb.shape[1], height_px=rgb.shape[0], input_px=input_px, floor=floor
+        )
+        return sorted(found, key=lambda box: (-box.score, box.label, box[2:]))
+
+
+def letterbox(rgb: np.ndarray, input_px: int) -> np.ndarray:
+    """The picture in the upper left of a black square, bilinear: float32 [1, 3, input_px, input_px] in 0..1.
+
+    Equal in every value to padding the picture to a square first and shrinking that, without the memory of the square:
+    black is added only as far as the filter reaches.
+    """
+    import cv2
+
+    height, width = rgb.shape[:2]
+    side = max(height, width)
+    reach = 2 * -(-side // input_px) + 2
+    pad_y, pad_x = min(side - height, reach), min(side - width, reach)
+    padded = cv2.copyMakeBorder(rgb, 0, pad_y, 0, pad_x, cv2.BORDER_CONSTANT, value=(0, 0, 0))
+    scale = input_px / side
+    shrunk = cv2.resize(padded, None, fx=scale, fy=scale, interpolation=cv2.INTER_LINEAR)[:input_px, :input_px]
+    square = np.zeros((input_px, input_px, 3), np.uint8)
+    square[: shrunk.shape[0], : shrunk.shape[1]] = shrunk
+    return np.ascontiguousarray(square.transpose(2, 0, 1)[None].astype(np.float32) * np.float32(1 / 255))
+
+
+def boxes_of(
+    output: np.ndarray, labels: Sequence[str], *, width_px: int, height_px: int, input_px: int, floor: float
+) -> list[Box]:
+    """Boxes of one picture from the network's output.
+
+    Args:
+        output: float32 [4 + classes, N]: middle, width, height in pixels of the square; a score a class.
+        labels: names of the classes.
+        width_px: of the picture.
+        height_px: of the picture.
+        input_px: side of the square.
+        floor: least score.
+
+    Returns:
+        Boxes that survive the suppression of overlaps (IoU 0.45, over all classes together), the highest score first.
+    """
+    import cv2
+
+    scores = output[4:].max(axis=0)
+    chosen = np.flatnonzero(scores >= floor)
+    if not len(chosen):
+        return []
+    best = output[4:, chosen].argmax(axis=0)
+    scores = scores[chosen]
+    centre_x, centre_y, width, height = output[:4, chosen].astype(np.float64) * (max(width_px, height_px) / input_px)
+    # The corner is clipped before the size is, as nudenet does: a box that begins outside keeps its width.
+    x = np.clip(centre_x - width / 2, 0, width_px)
+    y = np.clip(centre_y - height / 2, 0, height_px)
+    rectangles = np.stack([x, y, np.minimum(width, width_px - x), np.minimum(height, height_px - y)], axis=1)
+    kept = np.asarray(cv2.dnn.NMSBoxes(rectangles.tolist(), scores.tolist(), floor, _IOU), np.int64).ravel()
+    return [Box(labels[best[i]], float(scores[i]), *map(float, rectangles[i])) for i in kept]
 
 
 def explicit_score(boxes: list[Box]) -> tuple[str | None, float]:

@@ -1,4 +1,4 @@
-"""Faces: found by NudeNet's face classes, by YuNet (OpenCV, file by path), or both; dilated; blurred beyond recovery."""
+"""Faces: found by NudeNet's face classes, by YuNet (OpenCV, file by path), or both; dilated; blurred for good."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import numpy as np
 from curation.safety.detector import FACES, Box
 
 _CELLS = 6  # a blurred face keeps at most so many samples a side: nothing to sharpen back
-# Box side in px below which a score is enough: false boxes on animals are large, small faces score low (docs/safety.md).
+# Box side in px below which a score is enough: false boxes on animals are large, and small faces score low.
 YUNET_THRESHOLDS = ((40.0, 0.55), (100.0, 0.75), (float("inf"), 0.85))
+_LONGEST_PX = 1920  # YuNet sees no side longer than this: its time and memory grow with the area
+_SAME_FACE_IOU = 0.5
 
 
 class YuNet:
-    """YuNet through OpenCV, at several scales of the picture."""
+    """YuNet through OpenCV, at several scales of the picture; channels as OpenCV has them (BGR)."""
 
     def __init__(self, path: str, *, scales: Sequence[float]) -> None:
         import cv2
 
         cv2.setNumThreads(1)
+        cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self._scales = tuple(scales)
         lowest = min(score for _, score in YUNET_THRESHOLDS)
         self._detector: Any = cv2.FaceDetectorYN.create(path, "", (320, 320), lowest, 0.3, 5000)
@@ -30,10 +33,12 @@ class YuNet:
         import cv2
 
         bgr = np.ascontiguousarray(rgb[:, :, ::-1])
+        height, width = bgr.shape[:2]
         boxes = []
-        for scale in self._scales:
-            size = (max(1, round(bgr.shape[1] * scale)), max(1, round(bgr.shape[0] * scale)))
-            scaled = bgr if scale == 1 else cv2.resize(bgr, size, interpolation=cv2.INTER_LINEAR)
+        for scale in sorted({min(scale, _LONGEST_PX / max(height, width)) for scale in self._scales}):
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+            scaled = bgr if scale == 1 else cv2.resize(bgr, size, interpolation=way)
             self._detector.setInputSize(size)
             _, found = self._detector.detect(scaled)
             for row in [] if found is None else found:
@@ -51,6 +56,17 @@ def passes(side_px: float, score: float) -> bool:
 def nudenet_faces(boxes: Iterable[Box], threshold: float) -> list[Box]:
     """Boxes of NudeNet's face classes with at least this score."""
     return [box for box in boxes if box.label in FACES and box.score >= threshold]
+
+
+def merged(boxes: Sequence[Box]) -> list[Box]:
+    """One box a face, where detectors or scales found it more than once: the one with the highest score."""
+    import cv2
+
+    ordered = sorted(boxes, key=lambda box: (-box.score, box[2:], box.label))
+    if len(ordered) < 2:
+        return ordered
+    kept = cv2.dnn.NMSBoxes([list(box[2:]) for box in ordered], [box.score for box in ordered], 0.0, _SAME_FACE_IOU)
+    return [ordered[i] for i in sorted(np.asarray(kept, np.int64).ravel().tolist())]
 
 
 def dilate(box: Box, factor: float, *, width_px: int, height_px: int) -> Box:

@@ -1,35 +1,50 @@
 """Look: every picture is decoded at full size once, and everything that needs its pixels is done then.
 
-Hashes are of the original. Where faces were found, a version with blurred faces is stored, and the 288-px intermediate that
-describe and embed read is made from it: vectors are of blurred pixels.
+Hashes are of the original. Where faces were found, a version with blurred faces is stored, and the 288-px intermediate
+that describe and embed read is made from it: vectors are of blurred pixels.
 """
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+import hashlib
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from curation.dedup.hashes import dhash, luma_std, phash, pixel_sha256
+from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
 from curation.safety.detector import Box, NudeNetDetector, explicit_score, model_digest, model_path
-from curation.safety.faces import YuNet, blur_faces, dilate, nudenet_faces
+from curation.safety.faces import YuNet, blur_faces, dilate, merged, nudenet_faces
 from curation.schema import TABLES
 from curation.stage import EXECUTION, Config, ConfigError, Context, ShardStage, TaskIO, keyed_folder
-from training.data.pixels import MAX_PIXELS, MAX_SECONDS, DecodeError, Picture, decode, encode_jpeg, resize_shortest
+from training.data.pixels import (
+    MAX_PIXELS,
+    MAX_SECONDS,
+    MOST_PIXELS,
+    DecodeError,
+    Picture,
+    decode,
+    encode_jpeg,
+    resize_shortest,
+)
 
 
 class LookConfig(Config):
     """How pictures are looked at."""
 
-    max_pixels: int = Field(MAX_PIXELS, ge=1, description="width times height; more is a row with a reason")
+    max_pixels: int = Field(
+        MAX_PIXELS, ge=1, le=MOST_PIXELS, description="width times height; more is a row with a reason"
+    )
     max_seconds: float = Field(MAX_SECONDS, gt=0, json_schema_extra=EXECUTION)
     detector: Literal["nudenet", "none"] = "nudenet"
-    face_input_px: tuple[int, ...] = Field((320,), description="input sizes of NudeNet for faces; scores are at 320")
+    face_input_px: tuple[Annotated[int, Field(ge=320, le=1280, multiple_of=32)], ...] = Field(
+        (320,), description="input sizes of NudeNet for faces; scores are at 320"
+    )
     face_threshold: float = Field(0.3, ge=0.2, le=1, description="of NudeNet's face classes")
     yunet: str | None = Field(None, json_schema_extra=EXECUTION, description="YuNet's ONNX file; finds twice the faces")
-    yunet_scales: tuple[float, ...] = (1.0, 2.0)
+    yunet_scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field((1.0, 2.0), min_length=1)
     face_dilation: float = Field(1.5, ge=1, le=4)
     blur: bool = Field(True, description="false: faces are found but nothing is blurred")
     small_px: int = Field(288, ge=32, description="shortest side of the intermediate")
@@ -44,9 +59,12 @@ class LookConfig(Config):
 
 
 def _sha256(path: str) -> str:
-    import hashlib
-
-    with open(path, "rb") as file:  # noqa: PTH123
+    if not Path(path).is_file():
+        raise ConfigError(
+            f"look.yunet: got {path!r}, which is no file; give YuNet's ONNX file "
+            "(face_detection_yunet of OpenCV's zoo), or null to find faces with NudeNet alone"
+        )
+    with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -54,6 +72,9 @@ class Looker:
     """The loaded detectors, and what is done with one picture."""
 
     def __init__(self, config: LookConfig) -> None:
+        import cv2
+
+        cv2.setNumThreads(1)
         self._config = config
         self._nudenet = NudeNetDetector() if config.detector == "nudenet" else None
         self._yunet = YuNet(config.yunet, scales=config.yunet_scales) if config.yunet else None
@@ -69,11 +90,12 @@ class Looker:
         if self._yunet is not None:
             faces += self._yunet.detect(rgb)
         height, width = rgb.shape[:2]
-        return found, [dilate(box, config.face_dilation, width_px=width, height_px=height) for box in faces]
+        return found, [dilate(box, config.face_dilation, width_px=width, height_px=height) for box in merged(faces)]
 
 
 def hash_row(picture: Picture) -> dict[str, Any]:
     """Columns of ``hashes`` of a picture that decoded."""
+    grey = luma(picture.rgb)
     return {
         "ok": True,
         "reason": None,
@@ -82,9 +104,9 @@ def hash_row(picture: Picture) -> dict[str, Any]:
         "format": picture.format,
         "num_frames": picture.num_frames,
         "pixel_sha256": pixel_sha256(picture.rgb),
-        "phash": phash(picture.rgb),
-        "dhash": dhash(picture.rgb),
-        "luma_std": luma_std(picture.rgb),
+        "phash": phash(grey),
+        "dhash": dhash(grey),
+        "luma_std": luma_std(grey),
     }
 
 
@@ -106,15 +128,9 @@ class LookStage(ShardStage):
 
     def preflight(self) -> None:
         """The files of the models are there."""
-        from pathlib import Path
-
+        self.config.detection_values()
         if self.config.detector == "nudenet":
             model_path()
-        if self.config.yunet and not Path(self.config.yunet).is_file():
-            raise ConfigError(
-                f"look.yunet: got {self.config.yunet!r}, which is no file; give YuNet's ONNX file "
-                "(face_detection_yunet of OpenCV's zoo), or null to find faces with NudeNet alone"
-            )
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Settings and digests of models."""

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, field_validator
 
+from curation.safety.detector import EXPLICIT
 from curation.stage import Config, ShardStage, TaskIO, verdict_table
 
 
 class SafetyConfig(Config):
     """Limits. Thresholds of classes were measured on harmless pictures at 320 px: 0.3 % of them are dropped."""
 
-    nsfw_threshold: dict[str, float] = Field(
+    nsfw_threshold: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default={
             "FEMALE_BREAST_EXPOSED": 0.4,
             "FEMALE_GENITALIA_EXPOSED": 0.4,
@@ -21,32 +22,58 @@ class SafetyConfig(Config):
             "BUTTOCKS_EXPOSED": 0.3,
             "ANUS_EXPOSED": 0.3,
         },
-        description="a box of this class with at least this score drops the picture",
+        description="a box of this class with at least this score drops the picture; boxes below 0.2 are not kept",
     )
     min_shortest_px: int = Field(32, ge=1, description="shortest side")
     max_aspect: float = Field(8.0, ge=1, description="longest side over shortest side")
     min_luma_std: float = Field(2.0, ge=0, description="below: one colour, a placeholder")
 
+    @field_validator("nsfw_threshold")
+    @classmethod
+    def _known_classes(cls, value: dict[str, float]) -> dict[str, float]:
+        allowed = (*EXPLICIT, "MALE_BREAST_EXPOSED")
+        unknown = sorted(set(value) - set(allowed))
+        if unknown:
+            raise ValueError(f"class {unknown[0]!r} is not judged; allowed: {', '.join(allowed)}")
+        return value
 
-def judge(hashes: dict[str, Any], boxes: list[dict[str, Any]], config: SafetyConfig, *, is_reference: bool) -> Any:
+
+Judgement = tuple[str | None, float | None, float | None]  # reason, score, threshold
+
+
+def judge(
+    hashes: dict[str, Any], boxes: list[dict[str, Any]], config: SafetyConfig, *, is_reference: bool
+) -> Judgement:
     """(reason, score, threshold) of one picture; (None, score, threshold) of the NSFW test where it is kept.
 
-    A reference (query or benchmark) is dropped only when it does not decode.
+    Tests in this order, the first that fails names the reason: decode_*, too_small, aspect, blank, nsfw. A reference
+    (query or benchmark) is dropped only when it does not decode.
+
+    Args:
+        hashes: row of ``hashes``.
+        boxes: ``detections.boxes`` of the same picture.
+        config: limits.
+        is_reference: the picture belongs to a query set or a benchmark.
     """
     if not hashes["ok"]:
         return hashes["reason"], None, None
     if is_reference:
         return None, None, None
     width, height = hashes["width_px"], hashes["height_px"]
-    if min(width, height) < config.min_shortest_px:
-        return "too_small", float(min(width, height)), float(config.min_shortest_px)
-    if max(width, height) / min(width, height) > config.max_aspect:
-        return "aspect", max(width, height) / min(width, height), config.max_aspect
-    if hashes["luma_std"] < config.min_luma_std:
-        return "blank", hashes["luma_std"], config.min_luma_std
-    judged = [
-        (box["score"], config.nsfw_threshold[box["label"]]) for box in boxes if box["label"] in config.nsfw_threshold
-    ]
+    shortest, aspect = min(width, height), max(width, height) / min(width, height)
+    for reason, number, limit, fails in (
+        ("too_small", float(shortest), float(config.min_shortest_px), shortest < config.min_shortest_px),
+        ("aspect", aspect, config.max_aspect, aspect > config.max_aspect),
+        ("blank", hashes["luma_std"], config.min_luma_std, hashes["luma_std"] < config.min_luma_std),
+    ):
+        if fails:
+            return reason, number, limit
+    return judge_nsfw(boxes, config.nsfw_threshold)
+
+
+def judge_nsfw(boxes: list[dict[str, Any]], thresholds: dict[str, float]) -> Judgement:
+    """The explicit box that goes furthest beyond, or comes nearest to, the threshold of its class."""
+    judged = [(box["score"], thresholds[box["label"]]) for box in boxes if box["label"] in thresholds]
     if not judged:
         return None, None, None
     score, threshold = max(judged, key=lambda pair: (pair[0] - pair[1], pair))

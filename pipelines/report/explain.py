@@ -21,7 +21,7 @@ def explain(connection: Any, id_or_url: str) -> str:
         ConfigError: the run has no such line.
     """
     text = id_or_url.strip()
-    column = "image_id = ?::BIGINT" if text.isdecimal() and len(text) < 19 else "url = ? OR location = ?"  # noqa: PLR2004
+    column = "image_id = ?::BIGINT" if text.isdecimal() and len(text) < 19 else "url = ? OR location = ?"
     values = [text] if column.startswith("image_id") else [text, text]
     found = _rows(connection, f"SELECT image_id FROM urls WHERE {column} ORDER BY image_id", *values)
     if not found:
@@ -96,7 +96,7 @@ def _beside(connection: Any, stage: str, image_id: int) -> Iterator[str]:
         query = f"SELECT image_id FROM {stage} WHERE representative_id = ? AND image_id <> ? ORDER BY image_id"
         others = [str(row["image_id"]) for row in _rows(connection, query, image_id, image_id)]
         if others:
-            more = f" and {len(others) - 10:,} more" if len(others) > 10 else ""  # noqa: PLR2004
+            more = f" and {len(others) - 10:,} more" if len(others) > 10 else ""
             yield f"it stands for {', '.join(others[:10])}{more}"
     elif stage == "leakage":
         query = "SELECT reference_id, benchmark FROM leakage WHERE image_id = ? AND reference_id IS NOT NULL"

@@ -68,7 +68,9 @@ def format_funnel(rows: list[FunnelRow]) -> str:
         if row.stage == "set":
             lines.append(f"{'set':<12}{'':>14}{row.num_left:>14,}")
         elif row.stage == "as_is":
-            lines.append(f"{'as-is sets':<12}{_dropped(row):>14}{f'+{row.num_left:,}':>14}{'':>8}  {_why(row)}".rstrip())
+            lines.append(
+                f"{'as-is sets':<12}{_dropped(row):>14}{f'+{row.num_left:,}':>14}{'':>8}  {_why(row)}".rstrip()
+            )
         else:
             share = f"{row.num_left / num_lines:.1%}" if num_lines else ""
             lines.append(f"{row.stage:<12}{_dropped(row):>14}{row.num_left:>14,}{share:>8}  {_why(row)}".rstrip())

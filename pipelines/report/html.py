@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
-from itertools import groupby
+from itertools import groupby, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,7 @@ def _chart(pairs: Sequence[tuple[int, int]]) -> str:
     """Bars from the largest to the smallest; many clusters share one bar, which shows their mean."""
     num_bars = min(len(pairs), _NUM_BARS)
     edges = [len(pairs) * n // num_bars for n in range(num_bars + 1)]
-    groups = [pairs[start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    groups = [pairs[start:stop] for start, stop in pairwise(edges)]
     means = [tuple(sum(pair[n] for pair in group) / len(group) for n in range(2)) for group in groups]
     most = max(max(pair) for pair in means) or 1.0
     width = 1000 / num_bars

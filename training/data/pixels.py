@@ -149,14 +149,13 @@ def _decode(data: bytes, max_pixels: int, shortest_px: int | None) -> Picture:
 
 def _ends_early(data: bytes) -> bool:
     """Whether the bytes stop before the format's own end: asked only about files that did not decode."""
-    if data.startswith(b"\xff\xd8\xff"):
-        return not data.rstrip(b"\0").endswith(b"\xff\xd9")
+    for start, end_mark in ((b"\xff\xd8\xff", b"\xff\xd9"), (b"GIF8", b";")):
+        if data.startswith(start):
+            return not data.rstrip(b"\0").endswith(end_mark)
     if data.startswith(b"\x89PNG"):
         return b"IEND" not in data
     if data.startswith(b"RIFF"):
         return int.from_bytes(data[4:8], "little") + 8 > len(data)
-    if data.startswith(b"GIF8"):
-        return not data.rstrip(b"\0").endswith(b";")
     if data.startswith((b"II*\0", b"MM\0*")):
         directory = int.from_bytes(data[4:8], "little" if data.startswith(b"II") else "big")
         return directory + 2 > len(data)

@@ -1,19 +1,23 @@
 """Tars: written the same bytes every time, read by offset.
 
-ustar without owners, times or links: what goes in decides every byte. Samples for webdataset are members ``KEY.EXT`` that
-follow one another and share a key.
+ustar without owners, times or links: what goes in decides every byte. Samples for webdataset are members ``KEY.EXT``
+that follow one another and share a key.
 """
 
 from __future__ import annotations
 
 import hashlib
+import lzma
 import tarfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
+# What tarfile lets through when a tar, or the compression around it, is damaged.
+_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 class TarError(ValueError):
@@ -90,7 +94,12 @@ def members(path: Path | str) -> Iterator[Member]:
             for info in tar:
                 if info.isfile():
                     yield Member(info.name, info.offset_data, info.size)
-    except (tarfile.TarError, EOFError, OSError) as error:
+            # tarfile takes a damaged header, or the end of the file, for the end of the tar; only the end mark tells.
+            assert tar.fileobj is not None
+            tar.fileobj.seek(tar.offset)
+            if tar.fileobj.read(_BLOCK) != b"\0" * _BLOCK:
+                raise TarError(f"{path}: damaged or cut off, neither header nor end mark at byte {tar.offset:,}")
+    except _DAMAGE as error:
         raise TarError(f"{path}: {error}") from None
 
 
@@ -108,5 +117,5 @@ def read_member(path: Path | str, name: str) -> bytes:
             return file.read()
     except KeyError:
         raise TarError(f"{path}: no member {name!r}") from None
-    except (tarfile.TarError, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise TarError(f"{path}: {error}") from None

@@ -1,105 +1,228 @@
-import numpy as np
-import pytest
-from nudenet import NudeDetector
-from skimage import data
+"""Look: one pass over real pictures gives rows for all, blurred versions where there are faces, and small ones."""
 
-from curation.safety.detector import Box, NudeNetDetector, explicit_score
-from curation.safety.faces import YuNet, blur_faces, dilate, nudenet_faces, passes
-from curation.safety.look import LookConfig, Looker, LookStage
-from curation.safety.verdict import SafetyConfig, judge
+import io
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from PIL import Image
+from pydantic import ValidationError
+
+from curation.dedup.hashes import dhash, phash, pixel_sha256
+from curation.safety.look import LookConfig, LookStage
+from curation.schema import TABLES
 from curation.stage import ConfigError
+from training.data.pixels import decode
+
+
+class Tar:
+    """Members one after another; its name tells its content."""
+
+    def __init__(self, folder: str, objects: dict[str, bytes]) -> None:
+        self.folder, self.objects, self.data, self.names = folder, objects, b"", []
+
+    def add(self, name: str, data: bytes) -> int:
+        self.names.append(name)
+        self.data += data
+        return len(self.data) - len(data)
+
+    def close(self) -> str:
+        if not self.names:
+            return ""
+        path = f"{self.folder}/{pixel_sha256(np.frombuffer(self.data, np.uint8))[:16]}.tar"
+        self.objects[path] = self.data
+        return path
+
+
+class Shard:
+    """What a stage may touch, held in memory."""
+
+    def __init__(self, files: dict[int, bytes], only: list[int] | None = None) -> None:
+        self.objects = {"bytes/a.tar": b"".join(files.values())}
+        self.tars: dict[str, Tar] = {}
+        images, offset = [], 0
+        for image_id, data in files.items():
+            images.append({"image_id": image_id, "object": "bytes/a.tar", "offset": offset, "num_bytes": len(data)})
+            offset += len(data)
+        self.images = pa.Table.from_pylist(images, schema=TABLES["images"].schema)
+        ids = list(files) if only is None else only
+        self.rows = pa.table({"image_id": pa.array(ids, pa.int64()), "sha256": [f"sha{i}" for i in ids]})
+
+    def table(self, name: str, columns: Any = None) -> pa.Table:
+        assert name == "images"
+        return self.images.select(columns)
+
+    def blob(self, path: str, offset: int, size: int, root: str = "pool") -> bytes:
+        return self.objects[path][offset : offset + size]
+
+    def tar(self, folder: str, root: str = "pool") -> Tar:
+        self.tars[folder] = Tar(folder, self.objects)
+        return self.tars[folder]
+
+
+def encoded(rgb: np.ndarray, name: str = "PNG", **options: object) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(rgb).save(buffer, name, **options)
+    return buffer.getvalue()
 
 
 @pytest.fixture(scope="module")
-def detector() -> NudeNetDetector:
-    return NudeNetDetector()
+def files() -> dict[int, bytes]:
+    from skimage import data
+
+    astronaut = data.astronaut()
+    return {
+        1_000_000: encoded(astronaut, "JPEG", quality=95),
+        1_000_001: encoded(data.coffee()),
+        1_000_003: encoded(astronaut)[:5000],
+        1_000_004: b"<html>",
+        1_000_005: encoded(np.zeros((1, 1, 3), np.uint8)),
+        1_000_006: encoded(np.zeros((3, 65_500, 3), np.uint8)),
+        1_000_009: encoded(data.chelsea()[:100, :140]),
+    }
 
 
-def test_scores_and_boxes_are_nudenets_own(detector):
-    own = NudeDetector()
-    for rgb in (data.astronaut(), data.chelsea(), data.coffee(), data.camera()[:, :, None].repeat(3, 2)):
-        expected = sorted(
-            (item["class"], item["score"], *item["box"]) for item in own.detect(np.ascontiguousarray(rgb[:, :, ::-1]))
-        )
-        found = sorted((box.label, box.score, *box[2:]) for box in detector.detect(rgb))
-        assert [row[0] for row in found] == [row[0] for row in expected]
-        for mine, theirs in zip(found, expected, strict=True):
-            np.testing.assert_allclose(mine[1:], theirs[1:], atol=1e-3)
+@pytest.fixture(scope="module")
+def looked(files):
+    shard = Shard(files)
+    return shard, LookStage(LookConfig()).run(1, shard)
 
 
-def test_the_astronauts_face_is_found_and_blurred(detector):
-    rgb = data.astronaut()
-    faces = nudenet_faces(detector.detect(rgb), 0.3)
-    assert len(faces) == 1
-    box = dilate(faces[0], 1.5, width_px=512, height_px=512)
-    x, y = box.x_px + box.w_px / 2, box.y_px + box.h_px / 2
-    assert abs(x - 222) < 40
-    assert abs(y - 110) < 60
-    blurred = blur_faces(rgb, [box])
-    assert not nudenet_faces(detector.detect(blurred), 0.3)
+def test_one_row_a_picture_in_order_with_the_schema(files, looked) -> None:
+    _, made = looked
+    for name in ("hashes", "detections"):
+        assert made[name].schema.equals(TABLES[name].schema)
+        assert made[name]["image_id"].to_pylist() == list(files)
+        assert made[name]["sha256"].to_pylist() == [f"sha{i}" for i in files]
+    assert made["hashes"]["reason"].to_pylist() == [
+        None, None, "decode_truncated", "decode_unsupported", None, None, None,
+    ]  # fmt: skip
+    assert made["hashes"]["ok"].to_pylist() == [True, True, False, False, True, True, True]
 
 
-def test_blur_changes_the_box_and_nothing_else():
-    rgb = data.chelsea()
-    box = Box("FACE", 1.0, 100.2, 50.7, 80.0, 60.0)
-    changed = (blur_faces(rgb, [box]) != rgb).any(axis=2)
-    assert changed[51:111, 101:180].mean() > 0.9
-    changed[50:111, 100:181] = False
-    assert not changed.any()
-    flat = blur_faces(rgb, [box])[50:111, 100:181].astype(float)
-    assert np.abs(np.diff(flat, axis=1)).mean() < 0.2 * np.abs(np.diff(rgb[50:111, 100:181].astype(float), axis=1)).mean()
+def test_hashes_are_of_the_original(files, looked) -> None:
+    for row in looked[1]["hashes"].to_pylist():
+        if row["ok"]:
+            picture = decode(files[row["image_id"]])
+            assert row["phash"] == phash(picture.rgb)
+            assert row["dhash"] == dhash(picture.rgb)
+            assert row["pixel_sha256"] == pixel_sha256(picture.rgb)
+            assert (row["width_px"], row["height_px"]) == (picture.width_px, picture.height_px)
+            assert row["format"] == picture.format
+        else:
+            assert row["phash"] is row["pixel_sha256"] is row["width_px"] is None
 
 
-def test_dilation_stays_inside():
-    box = dilate(Box("FACE", 1.0, 0.0, 90.0, 20.0, 20.0), 1.5, width_px=100, height_px=100)
-    assert box[2:] == (0.0, 85.0, 25.0, 15.0)
+def test_faces_are_blurred_in_both_versions_and_nowhere_else(files, looked) -> None:
+    shard, made = looked
+    rows = {row["image_id"]: row for row in made["detections"].to_pylist()}
+    row = rows[1_000_000]
+    assert row["num_faces"] == len(row["faces"]) == 1
+    blurred = decode(shard.blob(row["blurred_object"], row["blurred_offset"], row["blurred_bytes"]))
+    original = decode(files[1_000_000])
+    assert blurred.rgb.shape == original.rgb.shape
+    face = row["faces"][0]
+    inside = np.zeros(original.rgb.shape[:2], bool)
+    x, y = int(face["x_px"]), int(face["y_px"])
+    inside[y : int(y + face["h_px"]) + 2, x : int(x + face["w_px"]) + 2] = True
+    assert inside[60:200, 180:280].mean() > 0.6  # where her face is
+    difference = np.abs(blurred.rgb.astype(int) - original.rgb).mean(axis=2)
+    assert difference[inside].mean() > 10
+    assert np.median(difference[~inside]) < 3  # what encoding again costs
+    small = decode(shard.blob(row["small_object"], row["small_offset"], row["small_bytes"]))
+    assert min(small.rgb.shape[:2]) == 288
+    for image_id, other in rows.items():
+        if image_id != 1_000_000:
+            assert other["num_faces"] == 0
+            assert other["blurred_object"] is other["blurred_offset"] is other["blurred_bytes"] is None
 
 
-def test_yunet_asks_more_of_large_boxes():
-    assert passes(20, 0.6)
-    assert not passes(60, 0.6)
-    assert not passes(200, 0.8)
+def test_small_versions_are_never_enlarged_and_failures_have_none(looked) -> None:
+    shard, made = looked
+    shapes = {}
+    for row in made["detections"].to_pylist():
+        if row["small_object"] is not None:
+            data = shard.blob(row["small_object"], row["small_offset"], row["small_bytes"])
+            shapes[row["image_id"]] = decode(data).rgb.shape[:2]
+        else:
+            assert row["small_offset"] is row["small_bytes"] is row["nsfw_label"] is None
+            assert (row["boxes"], row["faces"], row["num_faces"], row["nsfw_score"]) == ([], [], 0, 0.0)
+    assert shapes == {
+        1_000_000: (288, 288),
+        1_000_001: (288, 432),
+        1_000_005: (1, 1),
+        1_000_006: (3, 65_500),
+        1_000_009: (100, 140),
+    }
+    names = shard.tars["small"].names
+    assert names == sorted(names)
+    assert names[0] == "000000000001000000.jpg"
 
 
-def test_yunet_finds_the_astronaut_by_file(shared_data):
-    path = str(shared_data / "weights" / "yunet_n_dynamic.onnx")
-    boxes = YuNet(path, scales=(1.0,)).detect(data.astronaut())
-    assert len(boxes) == 1
-    found, faces = Looker(LookConfig(yunet=path)).boxes(data.astronaut())
-    assert len(faces) == 2
-    assert any(box.label == "FACE_FEMALE" for box in found)
-    assert LookConfig(yunet=path).detection_values() != LookConfig().detection_values()
+def test_a_row_does_not_depend_on_the_rows_beside_it(files, looked) -> None:
+    alone = LookStage(LookConfig()).run(1, Shard(files, only=[1_000_001]))
+    whole = looked[1]
+    position = list(files).index(1_000_001)
+    assert alone["hashes"].to_pylist() == whole["hashes"].slice(position, 1).to_pylist()
+    places = {"small_object", "small_offset"}
+    left, right = alone["detections"].to_pylist()[0], whole["detections"].slice(position, 1).to_pylist()[0]
+    assert {k: v for k, v in left.items() if k not in places} == {k: v for k, v in right.items() if k not in places}
 
 
-def test_a_missing_weights_file_is_one_line():
-    with pytest.raises(ConfigError, match=r"look\.yunet: got 'nowhere\.onnx', which is no file"):
-        LookStage(LookConfig(yunet="nowhere.onnx")).preflight()
+def test_twice_the_same_bytes(files, looked) -> None:
+    shard = Shard(files)
+    again = LookStage(LookConfig()).run(1, shard)
+    assert all(again[name].equals(looked[1][name]) for name in again)
+    assert shard.objects == looked[0].objects
 
 
-def row(**values):
-    return {"ok": True, "reason": None, "width_px": 400, "height_px": 300, "luma_std": 50.0} | values
+def test_without_blur_and_without_a_detector(files) -> None:
+    one = {1_000_000: files[1_000_000]}
+    shard = Shard(one)
+    row = LookStage(LookConfig(blur=False)).run(1, shard)["detections"].to_pylist()[0]
+    assert row["num_faces"] == 1
+    assert row["blurred_object"] is None
+    assert shard.tars["blurred"].names == []
+    row = LookStage(LookConfig(detector="none")).run(1, Shard(one))["detections"].to_pylist()[0]
+    assert (row["boxes"], row["faces"], row["nsfw_label"], row["nsfw_score"]) == ([], [], None, 0.0)
+    assert row["small_object"] is not None
 
 
-def test_verdicts_in_their_order():
-    config = SafetyConfig()
-
-    def judged(hashes, boxes=(), is_reference=False):
-        return judge(hashes, list(boxes), config, is_reference=is_reference)
-
-    explicit = {"label": "FEMALE_BREAST_EXPOSED", "score": 0.5}
-    assert judged(row()) == (None, None, None)
-    assert judged(row(ok=False, reason="decode_corrupt"))[0] == "decode_corrupt"
-    assert judged(row(width_px=20)) == ("too_small", 20.0, 32.0)
-    assert judged(row(width_px=4000)) == ("aspect", 4000 / 300, 8.0)
-    assert judged(row(luma_std=0.5)) == ("blank", 0.5, 2.0)
-    assert judged(row(), [explicit]) == ("nsfw", 0.5, 0.4)
-    assert judged(row(), [{**explicit, "score": 0.3}]) == (None, 0.3, 0.4)
-    assert judged(row(), [{"label": "MALE_BREAST_EXPOSED", "score": 0.9}]) == (None, None, None)
-    assert judged(row(width_px=20), [explicit], is_reference=True)[0] is None
-    assert judged(row(ok=False, reason="decode_corrupt"), is_reference=True)[0] == "decode_corrupt"
+def test_yunet_finds_the_face_too_once(files, shared_data) -> None:
+    yunet = str(shared_data / "weights" / "yunet_n_dynamic.onnx")
+    one = {1_000_000: files[1_000_000]}
+    for detector in ("none", "nudenet"):
+        row = LookStage(LookConfig(detector=detector, yunet=yunet)).run(1, Shard(one))["detections"].to_pylist()[0]
+        assert row["num_faces"] == 1
 
 
-def test_explicit_score_takes_the_highest_explicit_class():
-    boxes = [Box("FACE_MALE", 0.9, 0, 0, 1, 1), Box("ANUS_EXPOSED", 0.3, 0, 0, 1, 1)]
-    assert explicit_score(boxes) == ("ANUS_EXPOSED", 0.3)
-    assert explicit_score(boxes[:1]) == (None, 0.0)
+def test_folders_tell_models_and_settings_apart_but_not_paths(tmp_path, shared_data) -> None:
+    source = shared_data / "weights" / "yunet_n_dynamic.onnx"
+    copy = tmp_path / "elsewhere.onnx"
+    copy.write_bytes(source.read_bytes())
+
+    def folder(**values: object) -> str:
+        return LookStage(LookConfig(**values)).folder("detections", None)
+
+    assert folder() == folder(max_seconds=99)
+    assert folder(yunet=str(source)) == folder(yunet=str(copy))
+    others = [
+        folder(), folder(yunet=str(source)), folder(detector="none"), folder(face_threshold=0.5), folder(blur=False),
+        folder(face_dilation=1.3), folder(small_px=224), folder(quality=90), folder(max_pixels=1000),
+        folder(face_input_px=(320, 640)),
+    ]  # fmt: skip
+    assert len(set(others)) == len(others)
+    assert others[0].startswith("detections/nudenet-")
+
+
+def test_bad_values_are_named_before_any_work() -> None:
+    with pytest.raises(
+        ConfigError, match=r"look\.yunet: got 'no/such\.onnx', which is no file; give YuNet's ONNX file"
+    ):
+        LookStage(LookConfig(yunet="no/such.onnx")).preflight()
+    with pytest.raises(ConfigError, match=r"look\.yunet"):
+        LookStage(LookConfig(yunet="no/such.onnx")).fingerprint_values()
+    for values in ({"detector": "nude"}, {"face_input_px": (330,)}, {"yunet_scales": ()}, {"max_pixels": 10**9}):
+        with pytest.raises(ValidationError):
+            LookConfig(**values)

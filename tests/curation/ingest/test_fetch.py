@@ -1,0 +1,147 @@
+import hashlib
+import tarfile
+
+import pyarrow as pa
+import pytest
+
+from curation.ingest.fetch import Breaker, FetchBreakerError, FetchConfig, Fetched, FetchStage
+from curation.ingest.fetcher import Outcome
+from curation.schema import TABLES, image_ids
+
+
+def put_urls(io, urls=None, locations=None):
+    num_rows = len(urls or locations)
+    columns = {
+        "image_id": image_ids(io.shard, num_rows),
+        "source": ["s"] * num_rows,
+        "url": urls or [None] * num_rows,
+        "host": [url.split("/")[2] for url in urls] if urls else [None] * num_rows,
+        "location": locations or [None] * num_rows,
+    }
+    arrays = [pa.array(columns.get(f.name, [None] * num_rows), f.type) for f in TABLES["urls"].schema]
+    io.tables["urls", io.shard] = pa.Table.from_arrays(arrays, schema=TABLES["urls"].schema)
+    io.ask_for(range(io.shard * 1_000_000, io.shard * 1_000_000 + num_rows))
+
+
+def run(io, config):
+    out = FetchStage(config).run(io.shard, io)
+    for name, table in out.items():
+        assert table.schema.equals(TABLES[name].schema), name
+        io.tables[name, io.shard] = table
+    return out["images"].to_pylist()
+
+
+def test_a_shard_from_the_web(memory_io, web, make_picture, fast_config):
+    memory_io.shard = 4
+    pictures = [make_picture((n, 0, 0)) for n in range(6)]
+    for n in (0, 1, 3, 5):
+        web.reply("a.test", f"/{n}", pictures[n])
+    web.reply("a.test", "/4", b"<html></html>" * 20, headers={"Content-Type": "text/html"})
+    put_urls(memory_io, [f"http://a.test/{n}" for n in range(6)])
+    memory_io.rows = memory_io.rows.filter(pa.array([n != 1 for n in range(6)]))
+    images = run(memory_io, fast_config())
+    assert [image["image_id"] for image in images] == [4_000_000, 4_000_002, 4_000_003, 4_000_004, 4_000_005]
+    assert [image["reason"] for image in images] == [None, "http_4xx", None, "not_an_image", None]
+    for image, n in zip(images, (0, 2, 3, 4, 5), strict=True):
+        assert image["ok"] == (image["reason"] is None)
+        if image["ok"]:
+            assert memory_io.blob(image["object"], image["offset"], image["num_bytes"]) == pictures[n]
+            assert image["sha256"] == hashlib.sha256(pictures[n]).hexdigest()
+        else:
+            assert (image["sha256"], image["object"], image["offset"], image["num_bytes"]) == (None,) * 4
+    assert [image["offset"] for image in images if image["ok"]] == sorted(i["offset"] for i in images if i["ok"])
+    assert ("a.test", "/1") not in web.requests
+    assert memory_io.tables["fetch_log", 4].num_rows == 5
+    assert list(memory_io.scratch.iterdir()) == []
+
+
+def test_bytes_and_table_do_not_depend_on_the_order_of_answers(memory_io, web, make_picture, fast_config):
+    for n in range(12):
+        web.reply("abc"[n % 3] + ".test", f"/{n}", make_picture((n * 20, 0, 0)))
+    put_urls(memory_io, [f"http://{'abc'[n % 3]}.test/{n}" for n in range(12)])
+    results = []
+    for concurrency in (1, 16):
+        images = run(memory_io, fast_config(concurrency=concurrency, per_host=concurrency))
+        results.append((images, dict(memory_io.objects)))
+    assert results[0] == results[1]
+
+
+def test_a_shard_of_local_files(memory_io, tmp_path, make_picture, shared_tar):
+    memory_io.shard = 7
+    names = ["a.png", "gone.png", "text.png", "b.jpg"]
+    path = shared_tar([("b.jpg", make_picture(kind="JPEG")), ("a.png", make_picture()), ("text.png", b"no picture")])
+    put_urls(memory_io, locations=names)
+    images = run(memory_io, FetchConfig(locations={"s": str(path)}, kinds={"s": "tar"}))
+    assert [(image["reason"], image["format"], image["robots"]) for image in images] == [
+        (None, "png", None),
+        ("file_missing", None, None),
+        ("not_an_image", None, None),
+        (None, "jpeg", None),
+    ]
+    assert memory_io.tables["fetch_log", 7].num_rows == 0
+    last = images[3]
+    assert memory_io.blob(last["object"], last["offset"], last["num_bytes"]) == make_picture(kind="JPEG")
+
+
+@pytest.fixture
+def shared_tar(tmp_path):
+    import io
+
+    def write(members):
+        with tarfile.open(tmp_path / "set.tar", "w") as tar:
+            for name, data in members:
+                info = tarfile.TarInfo(name)
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+        return tmp_path / "set.tar"
+
+    return write
+
+
+def test_nothing_to_do(memory_io, fast_config):
+    put_urls(memory_io, ["http://a.test/1"])
+    memory_io.ask_for([])
+    assert run(memory_io, fast_config()) == []
+    assert memory_io.objects == {}
+
+
+def test_the_verdict(memory_io, web, make_picture, fast_config):
+    web.reply("a.test", "/0", make_picture())
+    put_urls(memory_io, ["http://a.test/0", "http://a.test/1", "http://a.test/2"])
+    images = run(memory_io, fast_config())
+    memory_io.ask_for([0, 2])  # a screening that lets less through than was fetched
+    verdict = Fetched(fast_config()).run(0, memory_io)["fetched"]
+    assert verdict.schema.equals(TABLES["fetched"].schema)
+    assert verdict.select(["image_id", "sha256", "keep", "reason"]).to_pylist() == [
+        {"image_id": 0, "sha256": images[0]["sha256"], "keep": True, "reason": None},
+        {"image_id": 2, "sha256": None, "keep": False, "reason": "http_4xx"},
+    ]
+
+
+def test_the_breaker_ends_a_shard_when_no_name_resolves(memory_io, web, fast_config, monkeypatch):
+    import asyncio
+    import socket
+
+    async def getaddrinfo(self, host, port, **_):
+        raise socket.gaierror(socket.EAI_AGAIN, "the name server does not answer")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    put_urls(memory_io, [f"http://h{n}.test/x" for n in range(200)])
+    with pytest.raises(FetchBreakerError, match="50 of the first 50 addresses, on 50 hosts, failed for want of a name"):
+        FetchStage(fast_config()).run(0, memory_io)
+    assert memory_io.objects == {}
+
+
+def test_one_dead_host_does_not_trip_the_breaker():
+    breaker = Breaker(FetchConfig())
+    for _ in range(1000):
+        breaker.count("dead.test", Outcome(reason="connection"))
+    for n in range(8):
+        breaker.count(f"h{n}.test", Outcome(reason="dns"))
+    with pytest.raises(FetchBreakerError):
+        breaker.count("h9.test", Outcome(reason="dns"))
+
+
+def test_what_is_content_and_what_is_execution():
+    content = set(FetchConfig().fingerprint_values())
+    assert content == {"agent", "respect_robots", "respect_opt_out", "max_bytes", "max_redirects"}

@@ -1,0 +1,312 @@
+import asyncio
+import gzip
+import time
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
+
+import pytest
+
+from curation.ingest.magic import sniff_format
+from curation.ingest.pace import backoff_s, retry_after_s
+
+
+def later(web, host, path, first, then):
+    """Answer in one way ``len(first)`` times, in another from then on."""
+    from aiohttp import web as aio
+
+    left = list(first)
+
+    async def handler(request):
+        status, headers = left.pop(0) if left else (200, {})
+        return aio.Response(status=status, headers=headers, body=then if status == 200 else b"")
+
+    web.on(host, path, handler)
+
+
+def stream(web, host, path, pieces, *, pause_s=0.0, length=None, abort=False):
+    """Send a body piece by piece; ``sent`` counts what went out."""
+    from aiohttp import web as aio
+
+    sent = []
+
+    async def handler(request):
+        response = aio.StreamResponse()
+        if length is not None:
+            response.content_length = length
+        else:
+            response.enable_chunked_encoding()
+        await response.prepare(request)
+        for piece in pieces:
+            await response.write(piece)
+            sent.append(len(piece))
+            await asyncio.sleep(pause_s)
+        if abort:
+            request.transport.close()
+        else:
+            await response.write_eof()
+        return response
+
+    web.on(host, path, handler)
+    return sent
+
+
+def test_a_picture(fetch, web, make_picture):
+    web.reply("a.test", "/a%20b.png", make_picture(), headers={"Content-Type": "text/html; charset=x"})
+    (outcome,) = fetch("http://A.test:80/a b.png#top", contact="mail@example.org")
+    assert outcome.reason is None
+    assert outcome.body == make_picture()
+    assert (outcome.format, outcome.http_status, outcome.robots) == ("png", 200, None)
+    assert outcome.content_type == "text/html; charset=x"
+    assert outcome.final_url == "http://a.test/a%20b.png#top"
+    assert [hop.outcome for hop in outcome.hops] == ["ok"]
+    assert outcome.hops[0].address == f"127.0.0.1:{web.port}"
+    assert web.agents == {"lvd-curate/1.0 (+mail@example.org)"}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "transient", "visits"),
+    [(404, "http_4xx", False, 1), (410, "http_4xx", False, 1), (500, "http_5xx", True, 3), (503, "http_5xx", True, 3)],
+)
+def test_statuses(fetch, web, status, reason, transient, visits):
+    web.reply("a.test", "/x", status=status)
+    (outcome,) = fetch("http://a.test/x")
+    assert (outcome.reason, outcome.transient, outcome.http_status) == (reason, transient, status)
+    assert len(web.requests) == len(outcome.hops) == visits
+    assert [hop.attempt for hop in outcome.hops] == list(range(1, visits + 1))
+
+
+def test_a_server_that_recovers(fetch, web, make_picture):
+    later(web, "a.test", "/x", [(500, {}), (503, {})], make_picture())
+    (outcome,) = fetch("http://a.test/x")
+    assert outcome.reason is None
+    assert [hop.outcome for hop in outcome.hops] == ["http_5xx", "http_5xx", "ok"]
+
+
+def test_retry_after_is_waited_for(fetch, web, make_picture):
+    later(web, "a.test", "/x", [(429, {"Retry-After": "1"})], make_picture())
+    (outcome,) = fetch("http://a.test/x")
+    assert outcome.reason is None
+    assert web.times[1] - web.times[0] >= 1.0
+
+
+def test_a_long_retry_after_is_not(fetch, web):
+    web.reply("a.test", "/x", status=429, headers={"Retry-After": "3600"})
+    started = time.monotonic()
+    (outcome,) = fetch("http://a.test/x")
+    assert (outcome.reason, outcome.transient, outcome.http_status) == ("rate_limited", True, 429)
+    assert len(web.requests) == 1
+    assert time.monotonic() - started < 1
+
+
+def test_a_host_that_refuses_and_refuses_is_left_alone(fetch, web):
+    paths = [f"/{n}" for n in range(20)]
+    for path in paths:
+        web.reply("a.test", path, status=429, headers={"Retry-After": "3600"})
+    outcomes = fetch(*(f"http://a.test{path}" for path in paths), per_host=1)
+    assert {(outcome.reason, outcome.http_status) for outcome in outcomes} == {("rate_limited", 429)}
+    assert len(web.requests) == 5
+
+
+def test_retry_after_values():
+    assert retry_after_s("17") == 17
+    assert retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=100))) == pytest.approx(100, abs=3)
+    assert retry_after_s(format_datetime(datetime.now(UTC) - timedelta(seconds=100))) == 0
+    assert retry_after_s("soon") is None
+    assert retry_after_s(None) is None
+
+
+def test_backoff_doubles_and_is_seeded():
+    waits = [backoff_s("http://a.test/x", attempt, 1.0) for attempt in (1, 2, 3)]
+    assert waits == [backoff_s("http://a.test/x", attempt, 1.0) for attempt in (1, 2, 3)]
+    assert all(0.5 * 2**n <= wait < 1.5 * 2**n for n, wait in enumerate(waits))
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_redirects_are_followed(fetch, web, make_picture, status):
+    web.reply("a.test", "/one", status=status, headers={"Location": "http://b.test/two"})
+    web.reply("b.test", "/two", status=status, headers={"Location": "/three?x=1"})
+    web.reply("b.test", "/three", make_picture())
+    web.answers["b.test", "/three?x=1"] = web.answers["b.test", "/three"]
+    (outcome,) = fetch("http://a.test/one")
+    assert (outcome.reason, outcome.final_url) == (None, "http://b.test/three?x=1")
+    assert [hop.outcome for hop in outcome.hops] == ["redirect", "redirect", "ok"]
+
+
+def test_redirects_that_never_end(fetch, web):
+    web.reply("a.test", "/x", status=302, headers={"Location": "/x"})
+    (outcome,) = fetch("http://a.test/x", max_redirects=3)
+    assert (outcome.reason, outcome.transient) == ("too_many_redirects", False)
+    assert len(web.requests) == 4
+
+
+@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://a.test/x", "http://[::1/x", "javascript:x"])
+def test_redirects_out_of_the_web(fetch, web, target):
+    web.reply("a.test", "/x", status=302, headers={"Location": target})
+    assert fetch("http://a.test/x")[0].reason == "bad_url"
+
+
+def test_opt_out_is_seen_before_the_body(fetch, web, make_picture):
+    from aiohttp import web as aio
+
+    sent = []
+
+    async def handler(request):
+        response = aio.StreamResponse(headers={"X-Robots-Tag": "noai"})
+        await response.prepare(request)
+        await asyncio.sleep(0.3)
+        try:
+            await response.write(make_picture())
+            sent.append(True)
+        except ConnectionError:
+            pass
+        return response
+
+    web.on("a.test", "/x", handler)
+    (outcome,) = fetch("http://a.test/x")
+    assert (outcome.reason, outcome.opt_out, outcome.body) == ("opt_out", "noai", None)
+    time.sleep(0.4)
+    assert sent == []
+    assert fetch("http://a.test/x", respect_opt_out=False)[0].reason is None
+
+
+def test_a_drip_ends_at_the_time_limit_and_is_not_repeated(fetch, web, make_picture):
+    stream(web, "a.test", "/x", [bytes([byte]) for byte in make_picture()], pause_s=0.2)
+    started = time.monotonic()
+    (outcome,) = fetch("http://a.test/x", timeout_s=0.6)
+    assert (outcome.reason, outcome.transient) == ("timeout", True)
+    assert 0.5 < time.monotonic() - started < 1.5
+    assert len(web.requests) == 1
+
+
+def test_a_server_that_says_nothing_is_asked_again(fetch, web):
+    async def handler(request):
+        await asyncio.sleep(0.5)
+
+    web.on("a.test", "/x", handler)
+    (outcome,) = fetch("http://a.test/x", timeout_s=0.2, attempts=2)
+    assert outcome.reason == "timeout"
+    assert [hop.outcome for hop in outcome.hops] == ["timeout", "timeout"]
+
+
+def test_too_large_by_its_header(fetch, web, make_picture):
+    sent = stream(web, "a.test", "/x", [make_picture(), b"\0" * 100_000], pause_s=0.2, length=50_000_000)
+    assert fetch("http://a.test/x", max_bytes=200_000)[0].reason == "too_large"
+    assert len(sent) <= 1
+
+
+def test_too_large_by_what_comes(fetch, web, make_picture):
+    sent = stream(web, "a.test", "/x", [make_picture(), *[b"\0" * 100_000] * 100], pause_s=0.01)
+    (outcome,) = fetch("http://a.test/x", max_bytes=200_000)
+    assert (outcome.reason, outcome.body) == ("too_large", None)
+    assert len(sent) < 60
+
+
+def test_compressed_bodies_have_the_same_limit(fetch, web, make_picture):
+    bomb = gzip.compress(make_picture() + b"\0" * 5_000_000)
+    web.reply("a.test", "/bomb", bomb, headers={"Content-Encoding": "gzip"})
+    web.reply("a.test", "/fine", gzip.compress(make_picture()), headers={"Content-Encoding": "gzip"})
+    web.reply("a.test", "/odd", make_picture(), headers={"Content-Encoding": "br"})
+    bomb_outcome, fine, odd = fetch(*(f"http://a.test/{name}" for name in ("bomb", "fine", "odd")), max_bytes=100_000)
+    assert bomb_outcome.reason == "too_large"
+    assert fine.body == make_picture()
+    assert odd.reason == "not_an_image"
+
+
+@pytest.mark.parametrize("cut", ["length", "chunked"])
+def test_a_body_that_is_cut_off(fetch, web, make_picture, cut):
+    data = make_picture(size=(600, 600), kind="BMP")
+    length = len(data) if cut == "length" else None
+    stream(web, "a.test", "/x", [data[: len(data) // 2]], length=length, abort=True, pause_s=0.05)
+    (outcome,) = fetch("http://a.test/x", attempts=2)
+    assert (outcome.reason, outcome.transient, outcome.body) == ("truncated_body", True, None)
+    assert len(web.requests) == 2
+
+
+def test_what_is_no_picture_is_not_read_to_its_end(fetch, web):
+    sent = stream(web, "a.test", "/x.png", [b"<html>" * 100] * 200, pause_s=0.01)
+    (outcome,) = fetch("http://a.test/x.png")
+    assert (outcome.reason, outcome.transient) == ("not_an_image", False)
+    assert len(sent) < 50
+    web.reply("a.test", "/empty", b"")
+    assert fetch("http://a.test/empty")[0].reason == "not_an_image"
+
+
+def test_names_that_do_not_resolve_and_ports_that_do_not_answer(fetch, web, monkeypatch):
+    import socket
+
+    taken = socket.socket()
+    taken.bind(("127.0.0.1", 0))  # bound, not listening: connections are refused
+    resolve = {**web.resolve, "closed.test": f"127.0.0.1:{taken.getsockname()[1]}"}
+
+    async def getaddrinfo(self, host, port, **_):
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    (outcome,) = fetch("http://no-such-name.test/x")
+    assert (outcome.reason, outcome.transient, len(outcome.hops)) == ("dns", True, 1)
+    from curation.ingest.fetch import FetchConfig
+    from curation.ingest.fetcher import Fetcher
+
+    async def run():
+        config = FetchConfig(resolve=resolve, attempts=2, backoff_s=0.0, respect_robots=False, timeout_s=2)
+        async with Fetcher(config) as fetcher:
+            return await fetcher.fetch("http://closed.test/x")
+
+    outcome = asyncio.run(run())
+    taken.close()
+    assert (outcome.reason, outcome.transient, len(outcome.hops)) == ("connection", True, 2)
+
+
+def test_bad_bytes_in_headers(fetch, web):
+    async def handler(request):
+        request.transport.write(b"HTTP/1.1 200 OK\r\nContent-Type: image/\xff\xfe\r\nContent-Length: 3\r\n\r\nabc")
+        await asyncio.sleep(0.1)
+        request.transport.close()
+
+    web.on("a.test", "/x", handler)
+    (outcome,) = fetch("http://a.test/x", attempts=1)
+    assert outcome.reason in ("not_an_image", "connection")
+    assert outcome.content_type is None or outcome.content_type.encode()
+
+
+def test_a_host_is_asked_no_more_often_than_allowed(fetch, web, make_picture):
+    active, most = [0], [0]
+    from aiohttp import web as aio
+
+    async def handler(request):
+        active[0] += 1
+        most[0] = max(most[0], active[0])
+        await asyncio.sleep(0.05)
+        active[0] -= 1
+        return aio.Response(body=make_picture())
+
+    for n in range(6):
+        web.on("a.test", f"/{n}", handler)
+    urls = [f"http://a.test/{n}" for n in range(6)]
+    assert all(outcome.reason is None for outcome in fetch(*urls, per_host=2))
+    assert most[0] == 2
+    web.times.clear()
+    fetch(*urls, per_host=6, per_host_interval_s=0.1)
+    gaps = [b - a for a, b in zip(web.times, web.times[1:], strict=False)]
+    assert min(gaps) > 0.07
+
+
+def test_crawl_delay_is_kept(fetch, web, make_picture):
+    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 10\n")
+    for n in range(3):
+        web.reply("a.test", f"/{n}", make_picture())
+    fetch(*(f"http://a.test/{n}" for n in range(3)), respect_robots=True, max_crawl_delay_s=0.2)
+    assert web.times[-1] - web.times[1] >= 0.35
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
+def test_formats_are_told_from_bytes(make_picture, kind):
+    assert sniff_format(make_picture(kind=kind)[:64]) == kind.lower()
+
+
+def test_what_is_no_format():
+    for data in (b"", b"BM", b"BMW is a make of car and no picture", b"RIFF1234WAVE", b"\0\0\0\x20ftypmp42", b"<svg/>"):
+        assert sniff_format(data) is None
+    assert sniff_format(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "heif"
+    assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "avif"
+    assert sniff_format(b"\0\0\0\x0cJXL \r\n\x87\n") == "jxl"

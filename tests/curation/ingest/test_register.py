@@ -1,0 +1,142 @@
+import pytest
+
+from curation.ingest.register import register
+from curation.ingest.sources import SourceConfig
+from curation.schema import TABLES
+from curation.stage import ConfigError
+
+
+class Pool:
+    def __init__(self):
+        self.sources = None
+        self.shards = {}
+        self.written = []
+
+    def register(self, *named, shard_rows=10):
+        self.written = []
+
+        def write(shard, table):
+            assert table.schema.equals(TABLES["urls"].schema)
+            self.written.append(shard)
+            self.shards[shard] = table
+
+        self.sources = register(list(named), self.sources, shard_rows=shard_rows, write=write)
+        assert self.sources.schema.equals(TABLES["sources"].schema)
+        return self.sources
+
+
+def url_list(path, num_rows, start=0):
+    path.write_text("".join(f"http://h{n}.test/{n}.jpg\n" for n in range(start, start + num_rows)))
+    return SourceConfig(location=str(path), kind="list")
+
+
+def test_ids_follow_from_source_and_position(tmp_path):
+    pool = Pool()
+    first, second = url_list(tmp_path / "a.txt", 25), url_list(tmp_path / "b.txt", 3)
+    sources = pool.register(("a", "pool", first), ("b", "query", second)).to_pylist()
+    assert [(row["source_id"], row["role"], row["num_rows"], row["num_shards"]) for row in sources] == [
+        (0, "pool", 25, 3),
+        (1, "query", 3, 1),
+    ]
+    assert pool.written == [0, 1, 2, 1_000_000]
+    last = pool.shards[2].to_pylist()
+    assert [(row["image_id"], row["line"], row["host"]) for row in last][:2] == [
+        (2_000_000, 20, "h20.test"),
+        (2_000_001, 21, "h21.test"),
+    ]
+    assert pool.shards[1_000_000]["image_id"].to_pylist()[0] == 1_000_000_000_000
+
+
+def test_an_unchanged_source_writes_nothing(tmp_path):
+    pool = Pool()
+    config = url_list(tmp_path / "a.txt", 20)
+    before = pool.register(("a", "pool", config))
+    assert pool.register(("a", "pool", config)).equals(before)
+    assert pool.written == []
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "written"), [(25, 28, [2]), (25, 45, [2, 3, 4]), (20, 21, [2]), (0, 5, [0])]
+)
+def test_an_extended_source_writes_what_grew(tmp_path, before, after, written):
+    pool, fresh = Pool(), Pool()
+    pool.register(("a", "pool", url_list(tmp_path / "a.txt", before)))
+    config = url_list(tmp_path / "a.txt", after)
+    pool.register(("a", "pool", config))
+    assert pool.written == written
+    fresh.register(("a", "pool", config))
+    assert pool.sources.equals(fresh.sources)
+    assert {shard: table.to_pylist() for shard, table in pool.shards.items()} == {
+        shard: table.to_pylist() for shard, table in fresh.shards.items()
+    }
+
+
+def test_a_source_keeps_its_number_and_stays(tmp_path):
+    pool = Pool()
+    a, b, c = (url_list(tmp_path / f"{name}.txt", 3) for name in "abc")
+    pool.register(("a", "pool", a), ("b", "pool", b))
+    sources = pool.register(("c", "benchmark", c), ("b", "pool", b))
+    assert dict(zip(sources["name"].to_pylist(), sources["source_id"].to_pylist(), strict=True)) == {
+        "a": 0,
+        "b": 1,
+        "c": 2,
+    }
+    assert pool.written == [2_000_000]
+
+
+@pytest.mark.parametrize(
+    ("num_rows", "start", "how"),
+    [
+        (25, 1, "its first 25 rows are not those"),
+        (40, 1, "its first 25 rows are not"),
+        (24, 0, "it has 24 rows and had 25"),
+    ],
+)
+def test_a_changed_source_is_an_error_before_anything_is_written(tmp_path, num_rows, start, how):
+    pool = Pool()
+    pool.register(("a", "pool", url_list(tmp_path / "a.txt", 25)))
+    with pytest.raises(ConfigError, match=f"sources.a: source 'a' changed instead of being extended: {how}"):
+        pool.register(("a", "pool", url_list(tmp_path / "a.txt", num_rows, start)))
+    assert pool.written == []
+
+
+def test_a_picture_of_another_size_is_another_picture(tmp_path, make_picture):
+    pool = Pool()
+    (tmp_path / "x.png").write_bytes(make_picture())
+    config = SourceConfig(location=str(tmp_path), kind="folder")
+    pool.register(("a", "pool", config))
+    (tmp_path / "x.png").write_bytes(make_picture() + b"more")
+    with pytest.raises(ConfigError, match="changed instead of being extended"):
+        pool.register(("a", "pool", config))
+
+
+def test_the_place_of_a_source_may_change(tmp_path):
+    pool = Pool()
+    pool.register(("a", "pool", url_list(tmp_path / "a.txt", 5)))
+    sources = pool.register(("a", "pool", url_list(tmp_path / "moved.txt", 5)))
+    assert pool.written == []
+    assert sources["location"].to_pylist() == [str(tmp_path / "moved.txt")]
+
+
+def test_other_shards_other_role_missing_path(tmp_path):
+    pool = Pool()
+    config = url_list(tmp_path / "a.txt", 5)
+    pool.register(("a", "pool", config))
+    with pytest.raises(ConfigError, match="shard_rows: 20, but this pool was made with 10"):
+        pool.register(("a", "pool", config), shard_rows=20)
+    with pytest.raises(ConfigError, match=r"benchmarks\.a: the pool knows 'a' as one of its sources"):
+        pool.register(("a", "benchmark", config))
+    with pytest.raises(ConfigError, match=r"queries\.q\.location: 'gone\.txt' does not exist"):
+        pool.register(("q", "query", SourceConfig(location="gone.txt", kind="list")))
+
+
+def test_broken_lines_have_ids_too(tmp_path):
+    pool = Pool()
+    (tmp_path / "a.txt").write_text("\nnot an address\nhttp://A.test/x.jpg\n")
+    pool.register(("a", "pool", SourceConfig(location=str(tmp_path / "a.txt"), kind="list")))
+    rows = pool.shards[0].to_pylist()
+    assert [(row["image_id"], row["host"], row["error"]) for row in rows] == [
+        (0, None, "empty line"),
+        (1, None, "no scheme"),
+        (2, "a.test", None),
+    ]

@@ -1,0 +1,95 @@
+import pytest
+
+from curation.ingest.robots import Reply, opt_out, parse_reply
+
+AGENT = "lvd-curate"
+ALL = "User-agent: *\nDisallow: /\n"
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ({"X-Robots-Tag": "noai"}, "noai"),
+        ({"x-robots-tag": "NoImageAI"}, "noimageai"),
+        ({"X-Robots-Tag": "nofollow, noimageindex"}, "noimageindex"),
+        ({"X-Robots-Tag": "noml"}, "noml"),
+        ({"X-Robots-Tag": "none"}, "none"),
+        ({"X-Robots-Tag": "lvd-curate: noindex"}, "noindex"),
+        ({"X-Robots-Tag": "LVD-Curate: nofollow, noai"}, "noai"),
+        ({"X-Robots-Tag": "*: noai"}, "noai"),
+        ({"X-Robots-Tag": "googlebot: noindex"}, None),
+        ({"X-Robots-Tag": "googlebot: nofollow, noai"}, None),
+        ({"X-Robots-Tag": "googlebot: noindex, lvd-curate: noai"}, "noai"),
+        ({"X-Robots-Tag": "unavailable_after: 25 Jun 2030 15:00:00 PST, noai"}, "noai"),
+        ({"X-Robots-Tag": "max-image-preview: large"}, None),
+        ({"X-Robots-Tag": "noaiaiai"}, None),
+        ({"TDM-Reservation": "1"}, "tdm-reservation"),
+        ({"tdm-reservation": "0"}, None),
+        ({}, None),
+    ],
+)
+def test_headers_that_forbid_use(headers, found):
+    assert opt_out(headers.items(), AGENT) == found
+
+
+@pytest.mark.parametrize(
+    ("reply", "state", "failure"),
+    [
+        (Reply(200, ALL.encode()), "denied", None),
+        (Reply(200, b"User-agent: other\nDisallow: /\n"), "allowed", None),
+        (Reply(200, b"User-agent: *\nAllow: /\n\nUser-agent: lvd-curate\nDisallow: /\n"), "denied", None),
+        (Reply(200, b"\xef\xbb\xbf" + ALL.encode()), "denied", None),
+        (Reply(200, b"\xff\xfe<html>not robots</html>"), "allowed", None),
+        (Reply(200, b"#" * 500_000 + b"\n" + ALL.encode()), "allowed", None),
+        (Reply(404, b""), "none", None),
+        (Reply(403, b""), "none", None),
+        (Reply(429, b""), "unreachable", "robots_unreachable"),
+        (Reply(503, b""), "unreachable", "robots_unreachable"),
+        (Reply(0, b"", "timeout"), "unreachable", "robots_unreachable"),
+        (Reply(0, b"", "dns"), "unreachable", "dns"),
+        (Reply(0, b"", "forbidden_address"), "unreachable", "forbidden_address"),
+    ],
+)
+def test_what_an_answer_means(reply, state, failure):
+    rules = parse_reply(reply)
+    assert (rules.judge("http://a.test/x.png", AGENT), rules.failure) == (state, failure)
+
+
+def test_crawl_delay():
+    rules = parse_reply(Reply(200, b"User-agent: *\nCrawl-delay: 2.5\n"))
+    assert rules.delay_s(AGENT) == 2.5
+    assert parse_reply(Reply(404, b"")).delay_s(AGENT) == 0
+
+
+def test_denied_pages_are_not_asked_for_and_robots_once_a_host(fetch, web):
+    web.reply("a.test", "/robots.txt", b"User-agent: *\nDisallow: /private/\n")
+    outcomes = fetch(*(f"http://a.test/private/{n}.png" for n in range(5)), respect_robots=True)
+    assert {(outcome.reason, outcome.robots) for outcome in outcomes} == {("robots_denied", "denied")}
+    assert web.requests == [("a.test", "/robots.txt")]
+
+
+def test_robots_that_cannot_be_had_deny_and_may_pass(fetch, web):
+    web.reply("a.test", "/robots.txt", status=500)
+    (outcome,) = fetch("http://a.test/a.png", respect_robots=True, attempts=2)
+    assert (outcome.reason, outcome.transient, outcome.robots) == ("robots_unreachable", True, "unreachable")
+    assert web.requests == [("a.test", "/robots.txt")] * 2
+
+
+def test_robots_of_every_host_of_a_redirect(fetch, web):
+    web.reply("a.test", "/go", status=301, headers={"Location": "http://b.test/private/x.png"})
+    web.reply("b.test", "/robots.txt", b"User-agent: *\nDisallow: /private/\n")
+    (outcome,) = fetch("http://a.test/go", respect_robots=True)
+    assert (outcome.reason, outcome.robots) == ("robots_denied", "denied")
+    assert ("b.test", "/private/x.png") not in web.requests
+
+
+def test_robots_may_redirect_and_are_kept_between_loops(fetch, web, make_picture):
+    web.reply("a.test", "/robots.txt", status=302, headers={"Location": "http://b.test/rules"})
+    web.reply("b.test", "/rules", b"User-agent: *\nDisallow: /no\n")
+    web.reply("a.test", "/yes.png", make_picture())
+    rules = {}
+    for _ in range(2):
+        allowed, denied = fetch("http://a.test/yes.png", "http://a.test/no.png", respect_robots=True, rules=rules)
+        assert (allowed.reason, denied.reason) == (None, "robots_denied")
+    assert web.asked("/robots.txt") == 1
+    assert web.asked("/rules") == 1

@@ -1,0 +1,149 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.export.export import ExportConfig
+from curation.query import VIEWS, connect, names_of, run_checks, run_sql
+from curation.schema import TABLES
+from curation.stage import ConfigError
+
+WEB, FIRST, SECOND = 3_000_000, 3_000_000_000_000, 3_000_001_000_000
+
+
+@pytest.fixture
+def exported(small_run: Any) -> Any:
+    small_run.export(ExportConfig(samples_per_tar=4))
+    return small_run
+
+
+def test_every_line_has_one_end_state(exported: Any):
+    frame = run_sql(exported.connect(), "end_state")
+    ends = {row.image_id: (row.role, row.stage, row.reason) for row in frame.itertuples()}
+    assert len(frame) == len(ends) == 19
+    assert [ends[FIRST + n][1:] for n in range(1, 6)] == [
+        ("screened", "blocked_host"),
+        ("fetched", "http_4xx"),
+        ("safety", "too_small"),
+        ("near", "near_duplicate"),
+        ("duplicates", "copy"),
+    ]
+    assert ends[FIRST][:2] == ("pool", "kept")
+    assert ends[SECOND + 1][1:] == ("leakage", "leak")
+    assert ends[SECOND + 2][1:] == ("selection", "not_retrieved")
+    assert ends[0][:2] == ("benchmark", "reference")
+    assert ends[1_000_000_000_000][:2] == ("query", "kept")
+    assert ends[1_000_000_000_002] == ("query", "safety", "decode_corrupt")
+    assert ends[2_000_000_000_000][:2] == ("query", "reference")
+    assert ends[2_000_000_000_001] == ("query", "fetched", "file_missing")
+    copy = frame[frame.image_id == FIRST + 5].iloc[0]
+    assert (copy.score, copy.threshold) == (pytest.approx(0.7), pytest.approx(0.6))
+
+
+def test_a_run_that_is_not_through_has_pending_lines(small_run: Any):
+    (small_run.run / f"selection/part-{WEB:09d}.parquet").unlink()
+    (small_run.run / f"leakage/part-{WEB:09d}.parquet").unlink()
+    connection = small_run.connect()
+    frame = run_sql(connection, "end_state")
+    assert len(frame) == 19
+    assert list(frame[frame.stage == "pending"].image_id) == [FIRST]
+    assert run_checks(connection)["no_pending"] == 1
+
+
+def test_reports(exported: Any):
+    connection = exported.connect()
+    funnel = run_sql(connection, "funnel").set_index("stage")
+    assert list(funnel.num_in) == [12, 10, 9, 8, 7, 6, 5]
+    assert list(funnel.num_left) == [10, 9, 8, 7, 6, 5, 4]
+    assert funnel.share["selection"] == pytest.approx(4 / 12)
+    reasons = run_sql(connection, "reasons")
+    assert reasons.num_lines.sum() == 12
+    hosts = run_sql(connection, "hosts").set_index("host")
+    assert (hosts.num_lines.sum(), hosts.num_kept.sum(), hosts.num_fetched.sum()) == (12, 4, 9)
+    clusters = run_sql(connection, "clusters")
+    assert (clusters.num_pool.sum(), clusters.num_queries.sum(), clusters.num_chosen.sum()) == (5, 3, 4)
+    composition = run_sql(connection, "composition").set_index("part")
+    assert dict(composition.num_pictures) == {"dogs": 4, "flowers": 2}
+    assert dict(composition.num_blurred) == {"dogs": 1, "flowers": 0}
+    assert composition.share.sum() == pytest.approx(1)
+
+
+def test_a_good_run_passes_all_checks(exported: Any):
+    assert len(names_of("checks")) >= 9
+    assert run_checks(exported.connect()) == {}
+
+
+def test_checks_of_a_run_without_tars(small_run: Any):
+    assert run_checks(small_run.connect()) == {}
+
+
+CHANGES = {
+    "unique_ids": lambda run: run.write("near", WEB, [*run.read("near", WEB), run.read("near", WEB)[-1]]),
+    "verdict_covers_previous": lambda run: run.write("near", WEB, run.read("near", WEB)[:-1]),
+    "no_pending": lambda run: run.write("selection", WEB, []),
+    "manifest_matches_selection": lambda run: run.change("manifest", 0, 1, part="cats"),
+    "manifest_unique": lambda run: run.change("manifest", 0, 1, key="000000000"),
+    "representative_is_kept": lambda run: run.change("near", WEB, 1, representative_id=FIRST + 3),
+    "blurred_used": lambda run: run.write(
+        "manifest", 0, [{**row, "blurred": not row["blurred"]} for row in run.read("manifest", 0)]
+    ),
+    "ids_in_shard": lambda run: run.change("urls", WEB, 5, image_id=FIRST + 1_000_000 + 77),
+    "conservation": lambda run: run.write("sources", 0, run.read("sources", 0)[:3]),
+}
+
+
+def test_every_view_is_loaded():
+    assert set(VIEWS) == set(names_of("views"))
+
+
+def test_every_check_has_a_case_that_breaks_it():
+    assert set(CHANGES) == set(names_of("checks"))
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_check_finds_what_it_is_for(exported: Any, name: str):
+    CHANGES[name](exported)
+    assert name in run_checks(exported.connect())
+
+
+def test_a_run_without_any_part_has_all_views(tmp_path: Path):
+    connection = connect(tmp_path / "pool", tmp_path / "run", {}, set())
+    for name, table in TABLES.items():
+        assert [row[0] for row in connection.execute(f'DESCRIBE "{name}"').fetchall()] == table.schema.names
+    for kind in ("views", "reports", "checks"):
+        for name in names_of(kind):
+            assert len(run_sql(connection, name)) == 0
+
+
+def test_other_sources_of_a_pool_and_other_shards_are_not_seen(exported: Any):
+    some = connect(exported.pool, exported.run, {}, {0, 3})
+    assert set(run_sql(some, "end_state").source) == {"bench", "web"}
+    first = connect(exported.pool, exported.run, {}, {0, 1, 2, 3}, [0, 1_000_000, 2_000_000, WEB])
+    assert run_sql(first, "funnel").num_in[0] == 6
+
+
+def test_folders_of_models_are_followed(exported: Any):
+    (exported.pool / "hashes").rename(exported.pool / "moved")
+    (exported.pool / "moved").rename(exported.pool / "hashes-model")
+    connection = connect(exported.pool, exported.run, {"hashes": "hashes-model"}, {0, 1, 2, 3})
+    assert connection.execute("SELECT count(*) FROM hashes").fetchone()[0] > 0
+
+
+def test_files_and_errors(exported: Any, tmp_path: Path):
+    connection = exported.connect()
+    file = tmp_path / "mine.sql"
+    file.write_text("SELECT count(*) AS n FROM manifest")
+    assert run_sql(connection, str(file)).n[0] == 6
+    with pytest.raises(ConfigError, match="sql 'fun' is not known; reports: clusters, composition, funnel"):
+        run_sql(connection, "fun")
+    file.write_text("SELECT nonsense")
+    with pytest.raises(ConfigError, match="nonsense"):
+        run_sql(connection, str(file))
+
+
+@pytest.mark.parametrize("kind", ["views", "reports", "checks"])
+def test_every_file_says_its_grain(kind: str):
+    from curation.query import SQL
+
+    for file in (SQL / kind).glob("*.sql"):
+        assert file.read_text().startswith("-- Grain: "), file
