@@ -323,7 +323,7 @@ _TABLES = (
         root="run",
         kind="output",
         parts="task",
-        row="one pair of pool pictures at or above the descriptor's threshold, a < b; part = inverted list",
+        row="one pair of pool pictures from `edges.floor` on, a < b; part = inverted list",
         schema=_schema(
             ("a", pa.int64(), "image_id"),
             ("b", pa.int64(), "image_id"),
@@ -359,7 +359,7 @@ _TABLES = (
         root="run",
         kind="output",
         parts="task",
-        row="one pair of a pool picture and a benchmark picture at or above the leakage threshold; part = inverted list",
+        row="one pair of a pool picture and a benchmark picture from `edges.reference_floor` on; part = inverted list",
         schema=_schema(
             ("image_id", pa.int64(), "pool picture"),
             ("reference_id", pa.int64(), "benchmark picture"),

@@ -81,7 +81,7 @@ class ObjectTar(Protocol):
         """Append one member; the offset of its first byte inside the tar."""
 
     def close(self) -> str:
-        """Store the tar; its path inside the root, ``<folder>/<shard>-<digest>.tar``. Empty string when nothing was added."""
+        """Store the tar; its path inside the root, ``<folder>/<shard>-<digest>.tar``, empty when nothing was added."""
 
 
 class TaskIO(Protocol):
@@ -171,8 +171,8 @@ class Stage:
     version: ClassVar[int] = 1
     resources: ClassVar[Resources] = Resources()
     roles: ClassVar[tuple[Role, ...]] = ("pool",)
-    # Facts enter a fingerprint by their model's folder, because the verdict read beside them fixes the rows. A stage that
-    # judges the facts themselves (was it fetched?) names them here, and they enter by content.
+    # Facts enter a fingerprint by their model's folder, because the verdict read beside them fixes the rows. A stage
+    # that judges the facts themselves (was it fetched?) names them here, and they enter by content.
     by_content: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config) -> None:
@@ -186,7 +186,7 @@ class Stage:
         """Check what only this stage knows, such as weights that must be there; raises ConfigError, and is quick."""
 
     def folder(self, table: str, context: Context) -> str:
-        """Folder of an output table. Model stages add a key, so that two models never share one: ``TABLE/MODEL-KEY``."""
+        """Folder of an output table. Model stages add a key, so that two never share one: ``TABLE/MODEL-KEY``."""
         del context
         return table
 
@@ -195,8 +195,8 @@ class ShardStage(Stage):
     """Tables of one shard in, its part of each table in ``writes`` out.
 
     A facts stage is asked for ``io.rows`` and answers exactly these rows; rows that earlier runs computed with the same
-    model are carried over by the runner. ``after`` names the verdict that lets its rows through; shards of query sets and
-    benchmarks have met ``fetched`` only.
+    model are carried over by the runner. ``after`` names the verdict that lets its rows through; shards of query sets
+    and benchmarks meet no verdict after safety.
     """
 
     kind: ClassVar[str]  # facts | verdict | output

@@ -117,9 +117,7 @@ def _curate(options: argparse.Namespace) -> int:
         num_done = sum(line.num_done for line in outcome.lines)
         say(f"nothing to do: all {num_done:,} parts of {recipe.name} are done ({time.monotonic() - started:.1f} s)")
     if options.until:
-        say(
-            f"done until {options.until}; go on with: lvd curate {options.recipe} {' '.join(options.overrides)}".rstrip()
-        )
+        say(f"done until {options.until}; the same command without --until goes on")
         return 0
     return _end(recipe, outcome, as_json=options.json)
 
@@ -131,8 +129,8 @@ def _say(text: str) -> None:
 def _end(recipe: Any, outcome: Outcome, *, as_json: bool) -> int:
     """Checks, funnel, score, costs, where the result lies and what to do next."""
     from curation.query import run_checks
-    from pipelines.results import opened, score_run
     from pipelines.report.funnel import format_funnel, funnel
+    from pipelines.results import opened, score_run
 
     with opened(recipe.run) as database:
         broken = run_checks(database.connection)
@@ -212,8 +210,8 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _funnel(options: argparse.Namespace) -> int:
-    from pipelines.results import opened
     from pipelines.report.funnel import format_funnel, funnel
+    from pipelines.results import opened
 
     with opened(options.run) as database:
         rows = funnel(database.connection)
@@ -225,8 +223,8 @@ def _funnel(options: argparse.Namespace) -> int:
 
 
 def _explain(options: argparse.Namespace) -> int:
-    from pipelines.results import opened
     from pipelines.report.explain import explain
+    from pipelines.results import opened
 
     with opened(options.run) as database:
         print(explain(database.connection, options.picture))
@@ -247,8 +245,8 @@ def _sql(options: argparse.Namespace) -> int:
 
 
 def _score(options: argparse.Namespace) -> int:
-    from pipelines.results import opened, score_run
     from pipelines.report.score import format_score, score_json
+    from pipelines.results import opened, score_run
 
     with opened(options.run) as database:
         score = score_run(database, Path(options.truth) if options.truth else None)

@@ -17,8 +17,8 @@ from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
 from curation.dedup.near import NearConfig, NearPairs
 from curation.export.export import Export, ExportConfig
-from curation.ingest.fetch import Fetched, FetchConfig, FetchStage
-from curation.ingest.screen import Screened, ScreenConfig, ScreenKeys, UrlDuplicates
+from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
+from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplicates
 from curation.ingest.sources import QueryConfig, SourceConfig
 from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder

@@ -261,9 +261,7 @@ class Driver:
         self.summary.peaks[done.pid] = max(done.peak_bytes, self.summary.peaks.get(done.pid, 0))
         if time.monotonic() - self._said_at > 10.0:
             self._said_at = time.monotonic()
-            self._say(
-                f"  {job.stage:<16} {cost.num_jobs:>5} done, {cost.num_rows / max(cost.wall_s, 1e-9):,.0f} rows/s a worker"
-            )
+            self._say(f"  {job.stage:<16} {cost.num_jobs:>5} done, {cost.num_rows / cost.wall_s:,.0f} rows/s a worker")
 
     def _say_stage(self, stage: Stage, started: float) -> None:
         cost = self.summary.costs.get(stage.name)

@@ -1,7 +1,7 @@
 """What is done, what is missing, what is stale and why: the driver's view of a pool and a run.
 
-A part is done when it is there and its fingerprint is the plan's. The fingerprint is made of the stage, its version, the
-values of the recipe that it reads, and what it reads: verdicts and outputs by content, facts by the folder of their
+A part is done when it is there and its fingerprint is the plan's. The fingerprint is made of the stage, its version,
+the values of the recipe that it reads, and what it reads: verdicts and outputs by content, facts by the folder of their
 model (the verdict beside them fixes the rows). Facts are done when, besides, they cover every row that is let through.
 """
 
@@ -124,9 +124,11 @@ class Ledger:
     def actual(self, part: Part) -> Part:
         """The part that is read for it: references meet no verdict after safety."""
         table = table_of(part)
-        if table in VERDICTS and VERDICTS.index(table) > VERDICTS.index(LAST_VERDICT_OF_REFERENCES):
-            if table != "selection" and self.roles().get(source_of_shard(part.index), "pool") != "pool":
-                return self.part(LAST_VERDICT_OF_REFERENCES, part.index)
+        if table not in VERDICTS or table == "selection":
+            return part
+        late = VERDICTS.index(table) > VERDICTS.index(LAST_VERDICT_OF_REFERENCES)
+        if late and self.roles().get(source_of_shard(part.index), "pool") != "pool":
+            return self.part(LAST_VERDICT_OF_REFERENCES, part.index)
         return part
 
     def place(self, stage: Stage) -> None:

@@ -14,7 +14,7 @@ from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
 from curation.stage import ConfigError
 from curation.store import Lease, LocalStore, Store, lease_holder, open_store, read_footer, read_part
-from pipelines.session import local_copy, read_state
+from pipelines.session import RECIPE, local_copy, read_state
 
 if TYPE_CHECKING:
     from pipelines.report.score import Score
@@ -68,7 +68,8 @@ def opened(run: str) -> Iterator[Database]:
             )
             for root, place in (("pool", state["pool"]), ("run", run))
         }
-        connection = connect(local["pool"], local["run"], folders, set(state["sources"].values()), state.get("shards"))
+        shards = _shards(state, open_store(state["pool"]), open_store(run))
+        connection = connect(local["pool"], local["run"], folders, set(state["sources"].values()), shards)
         stack.callback(connection.close)
         truth = Path(state["truth"]) if state["truth"] is not None else None
         yield Database(connection=connection, truth=truth, pool=state["pool"], run=run, state=state)
@@ -104,7 +105,9 @@ def score_run(database: Database, truth: Path | None = None) -> Score:
         """,
         params=[f"{path.parent}/"],
     ).to_arrow_table()
-    log = path.parent / LOG
+    # The log lies in the pool, beside what was fetched; a pool in an object store leaves it beside the truth.
+    here = Path(database.pool) / LOG
+    log = here if here.is_file() else path.parent / LOG
     return score(ends, pq.read_table(path), read_requests(log) if log.is_file() else None)
 
 
@@ -115,7 +118,7 @@ def status(run: str, as_json: bool) -> str:
     """What is there of a run: parts and rows of each table, and who works on it."""
     state = state_of(run)
     stores = {"pool": open_store(state["pool"]), "run": open_store(run)}
-    shards = _shards(state, stores["pool"])
+    shards = _shards(state, stores["pool"], stores["run"])
     tables = [_table_status(name, stores[TABLES[name].root], state, shards) for name in TABLES]
     holders = {root: lease_holder(store) for root, store in stores.items()}
     if as_json:
@@ -133,22 +136,29 @@ def status(run: str, as_json: bool) -> str:
     return "\n".join(lines)
 
 
-def _shards(state: Mapping[str, Any], pool: Store) -> dict[int, str]:
-    """Role of each shard of the run."""
-    mine, only = set(state["sources"].values()), state.get("shards")
-    roles = {}
+def _shards(state: Mapping[str, Any], pool: Store, run: Store) -> dict[int, str]:
+    """Role of each shard of a run, which may take only the first shards of its pool sources."""
+    import yaml
+
+    roles: dict[int, str] = {}
+    mine = set(state["sources"].values())
     for row in read_part(pool, Part("pool", "sources", 0)).to_pylist():
         if row["source_id"] in mine:
             first = first_shard(row["source_id"])
             roles.update(dict.fromkeys(range(first, first + row["num_shards"]), row["role"]))
-    return roles if only is None else {shard: roles[shard] for shard in only if shard in roles}
+    recipe = yaml.safe_load(run.read(RECIPE)) if run.exists(RECIPE) else {}
+    max_shards = recipe.get("execution", {}).get("max_shards")
+    of_pool = sorted(shard for shard, role in roles.items() if role == "pool")
+    for shard in of_pool[max_shards:] if max_shards is not None else []:
+        del roles[shard]
+    return roles
 
 
 def _roles_of(table: str) -> tuple[str, ...]:
     """Roles of the shards that have a part of a per-shard table."""
     if table == "queries":
         return ("query",)
-    if table in ("selection", "clusters"):
+    if table in ("embeddings", "selection", "clusters"):
         return ("pool", "query")
     late = table in VERDICTS and VERDICTS.index(table) > VERDICTS.index(LAST_VERDICT_OF_REFERENCES)
     return ("pool",) if late else ("pool", "query", "benchmark")

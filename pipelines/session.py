@@ -94,7 +94,7 @@ def _check_disk(key: str, folder: Path, min_free_gb: float) -> None:
     free_gb = shutil.disk_usage(there).free / 1e9
     if free_gb < min_free_gb:
         raise ConfigError(
-            f"key {key!r}: {free_gb:.1f} GB free on the disk of {folder}, execution.min_free_gb asks for {min_free_gb:g}; "
+            f"key {key!r}: {free_gb:.1f} GB free on the disk of {folder}, execution.min_free_gb is {min_free_gb:g}; "
             "free some, or give another folder"
         )
 

@@ -1,7 +1,7 @@
 """What a worker does with one job: read, run, commit. The same code in process, in a Ray actor, on any node.
 
-A job is small and picklable: names, numbers and folders. The worker builds the stages of the recipe once and keeps them,
-so that weights are loaded once a process.
+A job is small and picklable: names, numbers and folders. The worker builds the stages of the recipe once and keeps
+them, so that weights are loaded once a process.
 """
 
 from __future__ import annotations
@@ -294,7 +294,7 @@ def _missing(wanted: pa.Table, tables: Sequence[pa.Table]) -> pa.Table:
 
 
 def covered(wanted: pa.Table, facts: pa.Table) -> pa.Array:
-    """Which rows of ``wanted`` (image_id, sha256) a facts table holds; a null sha256 in ``wanted`` asks for the id only."""
+    """Which rows of ``wanted`` (image_id, sha256) a facts table holds; a null sha256 asks for the id only."""
     place = pc.index_in(wanted["image_id"], value_set=facts["image_id"].combine_chunks())
     there = pc.is_valid(place)
     if "sha256" not in facts.column_names:

@@ -61,9 +61,7 @@ def root_sift(grey: np.ndarray) -> np.ndarray:
 
     scale = SIDE_PX / max(grey.shape)
     small = resized(grey, max(16, round(grey.shape[1] * scale)), max(16, round(grey.shape[0] * scale)))
-    sift = cv2.SIFT_create(
-        nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12
-    )
+    sift = cv2.SIFT.create(nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12)
     points, descriptors = sift.detectAndCompute(small, None)
     if descriptors is None or len(points) == 0:
         return np.empty((0, 128), np.float32)

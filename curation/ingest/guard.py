@@ -100,7 +100,7 @@ class Guard:
     def __init__(self, exempt: Mapping[str, str], contact: Contact | None = None) -> None:
         self.exempt = {host.lower(): _pair(host, place) for host, place in exempt.items()}
         self.contact = contact
-        self._failed: dict[str, tuple[float, OSError]] = {}
+        self._failed: dict[str, tuple[float, str]] = {}
         self._lookups = asyncio.Semaphore(_NUM_LOOKUPS)
 
     def exemption(self, host: str, port: int) -> tuple[str, int] | None:
@@ -192,13 +192,13 @@ class Guard:
     async def _look_up(self, host: str, port: int) -> list[str]:
         failed = self._failed.get(host)
         if failed is not None and time.monotonic() - failed[0] < _REMEMBER_S:
-            raise failed[1]
+            raise OSError(failed[1])
         loop = asyncio.get_running_loop()
         async with self._lookups:
             try:
                 found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
             except OSError as error:
-                self._failed[host] = (time.monotonic(), error)
+                self._failed[host] = (time.monotonic(), str(error))
                 raise
             except UnicodeError as error:
                 raise OSError(f"{host!r} is no name: {error}") from None

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from typing import Any
 
 from curation.schema import VERDICTS
+
+_WHY_COLUMNS = 70
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,12 +71,10 @@ def format_funnel(rows: list[FunnelRow]) -> str:
         if row.stage == "set":
             lines.append(f"{'set':<12}{'':>14}{row.num_left:>14,}")
         elif row.stage == "as_is":
-            lines.append(
-                f"{'as-is sets':<12}{_dropped(row):>14}{f'+{row.num_left:,}':>14}{'':>8}  {_why(row)}".rstrip()
-            )
+            lines += _with_reasons(f"{'as-is sets':<12}{_dropped(row):>14}{f'+{row.num_left:,}':>14}{'':>8}", row)
         else:
             share = f"{row.num_left / num_lines:.1%}" if num_lines else ""
-            lines.append(f"{row.stage:<12}{_dropped(row):>14}{row.num_left:>14,}{share:>8}  {_why(row)}".rstrip())
+            lines += _with_reasons(f"{row.stage:<12}{_dropped(row):>14}{row.num_left:>14,}{share:>8}", row)
     return "\n".join(lines)
 
 
@@ -81,5 +82,8 @@ def _dropped(row: FunnelRow) -> str:
     return f"-{row.num_dropped:,}" if row.num_dropped else "0"
 
 
-def _why(row: FunnelRow) -> str:
-    return ", ".join(f"{reason} {count:,}" for reason, count in row.reasons.items())
+def _with_reasons(start: str, row: FunnelRow) -> list[str]:
+    """A line of the table and its reasons, which go on below where they are many."""
+    why = ", ".join(f"{reason} {count:,}" for reason, count in row.reasons.items())
+    first, *more = textwrap.wrap(why, _WHY_COLUMNS) or [""]
+    return [f"{start}  {first}".rstrip(), *(" " * (len(start) + 2) + text for text in more)]

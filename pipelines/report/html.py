@@ -176,7 +176,7 @@ def _hosts(connection: Any) -> Iterator[str]:
     yield _heading("hosts", "Hosts", text)
     body = [
         [
-            escape(row["host"] or "none (local files)"),
+            escape(row["host"] or "none"),
             f"{row['num_lines']:,}",
             f"{row['num_fetched']:,}",
             f"{row['num_kept']:,}",

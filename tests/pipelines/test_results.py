@@ -52,12 +52,32 @@ def test_score_holds_the_pool_against_the_truth(run: str, tmp_path: Path):
     assert (score.num_lines, score.overall, score.contacts, score.failures()) == (12, 1.0, None, [])
 
 
+def test_forbidden_contacts_are_read_from_the_log_in_the_pool(run: str, small_run: Any, tmp_path: Path):
+    row = {"line": 0, "url": "http://h0.test/x.jpg", "kind": "robots_denied", "end_stage": "kept"}
+    kept = {"line": 11, "url": "u", "kind": "base", "end_stage": "kept"}
+    pq.write_table(pa.Table.from_pylist([row, kept], schema=TRUTH_SCHEMA), tmp_path / "truth.parquet")
+    request = {"host": "h0.test", "path": "/x.jpg", "method": "GET", "status": 200, "complete": True, "bytes": 1}
+    (small_run.pool / "requests.jsonl").write_text(json.dumps(request) + "\n")
+    with opened(run) as database:
+        assert score_run(database, tmp_path / "truth.parquet").contacts == ("asked for http://h0.test/x.jpg",)
+
+
+def test_a_limited_run_is_seen_as_far_as_it_goes(run: str, small_run: Any):
+    (small_run.run / "recipe.yaml").write_text("execution: {max_shards: 1}\n")
+    with opened(run) as database:
+        lines = database.connection.execute("SELECT count(*) FROM end_state WHERE role = 'pool'").fetchone()
+    assert lines == (6,)
+    tables = {table["table"]: table for table in json.loads(status(run, as_json=True))["tables"]}
+    assert (tables["screened"]["num_parts"], tables["screened"]["num_shards"]) == (4, 4)
+
+
 def test_status(run: str, small_run: Any, tmp_path: Path):
     told = json.loads(status(run, as_json=True))
     tables = {table["table"]: table for table in told["tables"]}
     assert (tables["urls"]["num_parts"], tables["urls"]["num_shards"], tables["urls"]["num_rows"]) == (5, 5, 19)
     assert (tables["near"]["num_parts"], tables["near"]["num_shards"]) == (2, 2)
     assert (tables["descriptors"]["num_parts"], tables["descriptors"]["num_shards"]) == (0, 5)
+    assert (tables["embeddings"]["num_parts"], tables["embeddings"]["num_shards"]) == (0, 4)
     assert (tables["manifest"]["num_parts"], tables["manifest"]["num_rows"]) == (2, 6)
     assert "nobody" in status(run, as_json=False)
     lease = Lease(small_run.store("run"), tmp_path)

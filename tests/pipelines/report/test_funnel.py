@@ -48,5 +48,14 @@ def test_text_is_aligned_with_separators_and_reasons():
     assert all(row[:end].rstrip()[-1] == "0" and row[end - 1] == "0" for row in (screened, selection, as_is, last))
 
 
+def test_many_reasons_go_on_below():
+    reasons = {f"reason_number_{n}": 1_000 for n in range(12)}
+    row = FunnelRow(stage="fetched", num_in=12_000, num_dropped=12_000, num_left=0, reasons=reasons)
+    text = format_funnel([row])
+    assert max(len(line) for line in text.splitlines()) <= 120
+    assert all(f"{reason} 1,000" in " ".join(text.split()) for reason in reasons)
+    assert text.splitlines()[3].startswith(" " * 50 + "reason_number_")
+
+
 def test_nothing_judged_yet():
     assert format_funnel([]) == "no verdict yet"

@@ -1,0 +1,19 @@
+"""From lines to training tars.
+
+The stages in order, tables in -> tables out:
+
+1. register: sources -> ``sources``, ``urls``
+2. screen_keys, url_duplicates, screened: ``urls`` -> ``screened``
+3. fetch, fetched: ``screened``, ``urls`` -> ``images``, ``fetch_log``; ``fetched``
+4. look: ``fetched``, ``images`` -> ``hashes``, ``detections``
+5. safety: ``fetched``, ``hashes``, ``detections`` -> ``safety``
+6. near_pairs, near_groups, near: ``safety``, ``hashes`` -> ``near``
+7. fit_descriptor, describe: ``near``, ``detections`` -> ``descriptors``
+8. fit_quantiser, edges, components, duplicates: ``near``, ``descriptors`` -> ``edges``, ``components``, ``duplicates``
+9. leakage: ``duplicates``, ``reference_edges`` -> ``leakage``
+10. fit_embedder, embed: ``leakage``, ``detections`` -> ``embeddings``
+11. fit_kmeans, cluster: ``leakage``, ``embeddings`` -> ``clusters``
+12. queries, neighbours: ``clusters``, ``embeddings`` -> ``queries``, ``neighbours``
+13. selection: ``leakage``, ``neighbours`` -> ``selection``
+14. export: ``selection``, ``urls``, ``images``, ``detections`` -> ``tars/``, ``manifest``, ``shards``
+"""
