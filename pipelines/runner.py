@@ -1,7 +1,8 @@
 """Where jobs run: in this process, or in worker actors of a Ray cluster. The only file that knows Ray.
 
 One loop serves both. A job that fails is run again; a worker that dies is replaced and its job run again; a job that
-lasts far longer than its like is run twice (never one that visits other people's servers). A stage whose jobs keep failing stops the run.
+lasts far longer than its like is run twice (never one that visits other people's servers). A stage whose jobs keep
+failing stops the run.
 """
 
 from __future__ import annotations

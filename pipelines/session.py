@@ -296,10 +296,10 @@ def _build_sample_web(recipe: CurateRecipe, options: Options, say: Callable[[str
 @contextmanager
 def _served(recipe: CurateRecipe) -> Iterator[CurateRecipe]:
     assert recipe.sample_web is not None
-    from pipelines.sample_web.serve import serving
+    from pipelines.sample_web.serve import LOG, serving
 
     # One log for each pool: what it asked for, and nothing that another pool did.
-    log = None if recipe.pool.startswith("s3://") else Path(recipe.pool) / "requests.jsonl"
+    log = None if recipe.pool.startswith("s3://") else Path(recipe.pool) / LOG
     with serving(Path(recipe.sample_web.path), log=log) as site:
         fetch = recipe.fetch.model_copy(update={"resolve": {**recipe.fetch.resolve, **site.resolve}})
         yield recipe.model_copy(update={"fetch": fetch})

@@ -84,6 +84,7 @@ def _dropped(row: FunnelRow) -> str:
 
 def _with_reasons(start: str, row: FunnelRow) -> list[str]:
     """A line of the table and its reasons, which go on below where they are many."""
-    why = ", ".join(f"{reason} {count:,}" for reason, count in row.reasons.items())
-    first, *more = textwrap.wrap(why, _WHY_COLUMNS) or [""]
+    # A no-break space until the text is cut, so that no count is torn from its reason.
+    why = ", ".join(f"{reason}\xa0{count:,}" for reason, count in row.reasons.items())
+    first, *more = [text.replace("\xa0", " ") for text in textwrap.wrap(why, _WHY_COLUMNS)] or [""]
     return [f"{start}  {first}".rstrip(), *(" " * (len(start) + 2) + text for text in more)]
