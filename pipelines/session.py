@@ -138,6 +138,7 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             recipe=located(recipe).model_dump_json(),
             roles=ledger.roles(),
         )
+        _put(run, STATE, json.dumps(_state(recipe, ledger), indent=1), scratch)  # so that status sees a run that lives
         driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say)
         try:
             summary = driver.run()
