@@ -12,14 +12,14 @@ from typing import Any
 
 import numpy as np
 
-SIDE_PX = (
-    288  # long side at which SIFT looks; small pictures are enlarged, so that a copy at half size keeps its keypoints
-)
+# Long side at which SIFT looks. Small pictures are enlarged, so that a copy at half size keeps its keypoints.
+SIDE_PX = 288
 NUM_KEYPOINTS = 400
 MIN_KEYPOINTS = 12
 SIFT_DIM = 64  # of 128, by PCA
 NUM_WORDS = 64
 VLAD_DIM = 397  # whitened axes
+VIEWS_PER_AXIS = 3  # of the fit, at least
 DCT_DIM = 115
 DCT_SIDE = 12  # frequencies a side, of a 32 x 32 thumbnail
 VLAD_WEIGHT = 0.8  # share of the squared length; the rest is the DCT's
@@ -158,12 +158,13 @@ def _words(rows: np.ndarray, seed: int) -> np.ndarray:
 def whitening(centred: np.ndarray) -> np.ndarray:
     """Projection onto the strongest axes, each at unit variance, float32 [D, at most 397].
 
-    Axes with next to no variance are left out, because whitening would blow up their noise.
+    Axes with next to no variance are left out, because whitening would blow up their noise. With as many axes as views
+    every view would be orthogonal to every other one, its own copies included, so there are far fewer.
     """
     num_rows = len(centred)
     values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
     values, vectors = values[::-1], vectors[:, ::-1]
-    count = int(min(VLAD_DIM, (values > values[0] * 1e-4).sum()))
+    count = int(max(1, min(VLAD_DIM, num_rows // VIEWS_PER_AXIS, (values > values[0] * 1e-4).sum())))
     values, vectors = values[:count], vectors[:, :count]
     axes = centred.T @ (vectors / np.sqrt(values))
     return np.asarray(axes / np.sqrt(values / num_rows), np.float32)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 # Failures that may pass with time.
 TRANSIENT = ("dns", "connection", "timeout", "robots_unreachable", "rate_limited", "http_5xx", "truncated_body")
+# Of these, what ends a visit at its second attempt: each costs a whole time limit, or most of a body.
+_TRIED_TWICE = ("timeout", "truncated_body")
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's window bits
 _PIECE_BYTES = 1 << 16
@@ -133,12 +135,16 @@ class Fetcher:
         for attempt in range(1, self.config.attempts + 1):
             trail.attempt = attempt
             outcome, answer = await self._follow(url, trail)
-            if not answer.again or attempt == self.config.attempts:
+            if not self._may_try_again(answer, attempt):
                 break
             await asyncio.sleep(
                 backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
             )
         return replace(outcome, hops=tuple(trail.hops))
+
+    def _may_try_again(self, answer: _Answer, attempt: int) -> bool:
+        attempts = self.config.attempts
+        return answer.again and attempt < (min(attempts, 2) if answer.reason in _TRIED_TWICE else attempts)
 
     async def _follow(self, url: str, trail: _Trail) -> tuple[Outcome, _Answer]:
         """One attempt: the address and where it redirects to."""
@@ -207,7 +213,7 @@ class Fetcher:
                     return robots.Reply(404, b"")
                 if place.scheme not in ("http", "https") or not place.raw_host:
                     return robots.Reply(404, b"")
-            elif answer.again and attempt < self.config.attempts:
+            elif self._may_try_again(answer, attempt):
                 waits = backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
                 await asyncio.sleep(waits)
                 attempt += 1

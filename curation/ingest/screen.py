@@ -7,6 +7,7 @@ shards, and the least id of a key wins.
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +48,8 @@ class ScreenConfig(Config):
     block_list_files: list[str] = Field(
         default_factory=list,
         json_schema_extra=EXECUTION,  # their content is in the fingerprint, their paths are not
-        description="files with one host, domain, or address beginning with http a line; # begins a comment",
+        description="files with one host, domain, or address beginning with http a line, or lines of a hosts file; "
+        "# begins a comment",
     )
     key_ranges: int = Field(
         default=8, ge=1, le=4096, json_schema_extra=EXECUTION, description="tasks of de-duplication"
@@ -252,7 +254,14 @@ def _domains(host: str) -> list[str]:
 
 
 def _plain(host: str) -> str:
-    return host.strip().lower().removeprefix("*.").strip(".")
+    """A host of a rule in the spelling that hosts of addresses have."""
+    host = host.strip().lower().removeprefix("*.").strip(".")
+    if host.isascii():
+        return host
+    try:
+        return parse_address(f"http://{host}").host
+    except AddressError:  # no address has such a host
+        return host
 
 
 def _read_block_list(path: str) -> tuple[str, ...]:
@@ -268,4 +277,16 @@ def _read_block_list(path: str) -> tuple[str, ...]:
 def _block_list(path: str, mtime_ns: int, num_bytes: int) -> tuple[str, ...]:
     del mtime_ns, num_bytes  # keys of the cache: a file that changed is read again
     lines = (line.partition("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return tuple(line for line in lines if line)
+    return tuple(entry for line in lines for entry in _entries(line))
+
+
+def _entries(line: str) -> list[str]:
+    """What a line blocks: itself, or the names of a line of a hosts file, ``0.0.0.0 NAME NAME``."""
+    first, *names = line.split() or [""]
+    if names:
+        try:
+            ipaddress.ip_address(first)
+        except ValueError:
+            return [line]
+        return names
+    return [line] if line else []

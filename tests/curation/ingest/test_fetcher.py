@@ -178,12 +178,12 @@ def test_a_drip_ends_at_the_time_limit_and_is_not_repeated(fetch, web, make_pict
     assert len(web.requests) == 1
 
 
-def test_a_server_that_says_nothing_is_asked_again(fetch, web):
+def test_a_server_that_says_nothing_is_asked_once_again(fetch, web):
     async def handler(request):
         await asyncio.sleep(0.5)
 
     web.on("a.test", "/x", handler)
-    (outcome,) = fetch("http://a.test/x", timeout_s=0.2, attempts=2)
+    (outcome,) = fetch("http://a.test/x", timeout_s=0.2, attempts=3)
     assert outcome.reason == "timeout"
     assert [hop.outcome for hop in outcome.hops] == ["timeout", "timeout"]
 
@@ -217,7 +217,7 @@ def test_a_body_that_is_cut_off(fetch, web, make_picture, cut):
     data = make_picture(size=(600, 600), kind="BMP")
     length = len(data) if cut == "length" else None
     stream(web, "a.test", "/x", [data[: len(data) // 2]], length=length, abort=True, pause_s=0.05)
-    (outcome,) = fetch("http://a.test/x", attempts=2)
+    (outcome,) = fetch("http://a.test/x", attempts=3)
     assert (outcome.reason, outcome.transient, outcome.body) == ("truncated_body", True, None)
     assert len(web.requests) == 2
 

@@ -134,6 +134,23 @@ def test_block_list_files_count_by_content(tmp_path):
     assert first.fingerprint_values() != second.fingerprint_values()
 
 
+def test_block_lists_may_be_hosts_files(tmp_path):
+    path = tmp_path / "hosts"
+    path.write_text(
+        "127.0.0.1 localhost\n0.0.0.0 ads.example\ttrack.example # both\n::1 six.example\n", encoding="utf-8"
+    )
+    rules = Rules(ScreenConfig(block_list_files=[str(path)]))
+    for host in ("ads.example", "a.track.example", "six.example"):
+        assert rules.judge(f"http://{host}/a.jpg")[0] == "blocked_host"
+    assert rules.judge("http://0.0.0.0.example/a.jpg")[0] is None
+
+
+def test_blocked_hosts_may_be_written_in_any_alphabet():
+    rules = Rules(ScreenConfig(blocked_hosts=["*.b\u00fccher.example"]))
+    assert rules.judge("http://B\u00dcCHER.example/a.jpg")[0] == "blocked_host"
+    assert rules.judge("http://a.xn--bcher-kva.example/a.jpg")[0] == "blocked_host"
+
+
 def test_a_missing_block_list_is_a_configuration_error():
     with pytest.raises(ConfigError, match=r"screen\.block_list_files: 'gone\.txt': No such file"):
         ScreenKeys(ScreenConfig(block_list_files=["gone.txt"])).preflight()
