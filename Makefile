@@ -8,7 +8,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env curate test test-all test-gpu lint format bench clean
+.PHONY: help env curate test test-all lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,13 +23,10 @@ curate: $(READY) ## build an image set: RECIPE=smoke RUN=folder ARGS="key.sub=va
 	@$(VENV)/bin/lvd curate $(RECIPE) $(if $(RUN),run=$(RUN)) $(ARGS)
 
 test: $(READY) ## run the tests (about ten minutes on two cores)
-	@$(VENV)/bin/pytest -m "not matrix and not gpu" $(ARGS)
+	@$(VENV)/bin/pytest -m "not matrix" $(ARGS)
 
 test-all: $(READY) ## run the long matrices too
-	@$(VENV)/bin/pytest -m "not gpu" $(ARGS)
-
-test-gpu: $(READY) ## run the tests that need a GPU
-	@$(VENV)/bin/pytest -m gpu $(ARGS)
+	@$(VENV)/bin/pytest $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(VENV)/bin/ruff check .
@@ -40,7 +37,7 @@ format: $(READY) ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(READY) ## measure against a peer: NAME=copies (see tests/benchmarks)
+bench: $(READY) ## measure against a peer: NAME=descriptor_thresholds ARGS="--data FOLDER" (see tests/benchmarks)
 	@$(VENV)/bin/python tests/benchmarks/$(NAME).py $(ARGS)
 
 clean: ## remove the environment and all data of the smoke recipe

@@ -169,7 +169,7 @@ class Stage:
     reads: ClassVar[tuple[str, ...]]
     writes: ClassVar[tuple[str, ...]]
     version: ClassVar[int] = 1
-    resources: ClassVar[Resources] = Resources()
+    resources: Resources = Resources()
     roles: ClassVar[tuple[Role, ...]] = ("pool",)
     # Facts enter a fingerprint by their model's folder, because the verdict read beside them fixes the rows. A stage
     # that judges the facts themselves (was it fetched?) names them here, and they enter by content.

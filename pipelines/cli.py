@@ -14,12 +14,17 @@ if TYPE_CHECKING:
     from pipelines.session import Outcome
 
 DEFAULT_RUN = "data/smoke/run"
+PAPER = "lvd142m"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; 0 when it did its work, 1 when it could not, 2 when it was asked for wrongly."""
     parser = _parser()
-    options = parser.parse_args(arguments)
+    options, rest = parser.parse_known_args(arguments)
+    if any(word.startswith("-") or "=" not in word for word in rest) or (rest and not hasattr(options, "overrides")):
+        parser.error(f"not understood: {' '.join(rest)}")
+    if rest:  # values may stand behind options
+        options.overrides = [*options.overrides, *rest]
     if options.command is None:
         parser.print_help()
         return 0
@@ -43,9 +48,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="lvd", description="Build an LVD-142M-like image set from the web, and train a DINOv2 on it."
-    )
+    parser = argparse.ArgumentParser(prog="lvd", description="Build an LVD-142M-like image set from the web.")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, do: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -190,12 +193,18 @@ def _print_costs(outcome: Outcome) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
-    from pipelines.recipe import dump_recipe, find_recipe
+    from pipelines.curate import CurateRecipe
+    from pipelines.recipe import differences, dump_recipe, find_recipe, load_recipe
 
     recipe = _recipe(options)
     header = [line for line in find_recipe(options.recipe).read_text().splitlines() if line.startswith("#")]
     print("\n".join(header))
     print(dump_recipe(recipe), end="")
+    if find_recipe(options.recipe) != find_recipe(PAPER):
+        paper = load_recipe(CurateRecipe, PAPER)
+        print(f"# differs from {PAPER}, sources and sets apart, in")
+        for key, here, there in differences(recipe, paper):
+            print(f"#   {key}: {here} ({PAPER}: {there})")
     return 0
 
 
@@ -240,7 +249,7 @@ def _sql(options: argparse.Namespace) -> int:
     if options.json:
         print(frame.to_json(orient="records"))
     else:
-        print(frame.to_string(index=False) if len(frame) else "no rows")
+        print(frame.to_string(index=False, na_rep="") if len(frame) else "no rows")
     return 0
 
 

@@ -27,12 +27,12 @@ from curation.retrieve.select import SelectConfig, Selection
 from curation.safety.look import LookConfig, LookStage
 from curation.safety.verdict import SafetyConfig, SafetyStage
 from curation.schema import ROWS_PER_SHARD_LIMIT
-from curation.stage import EXECUTION, Config, Stage
+from curation.stage import EXECUTION, Config, Resources, Stage
 from pipelines.sample_web.config import SampleWebConfig
 
 
 class ExecutionConfig(Config):
-    """How, not what: nothing here changes a byte of the result."""
+    """How, not what. Only ``max_shards`` changes the result: it takes less of the pool."""
 
     executor: Literal["auto", "inline", "ray"] = Field(
         default="auto", description="inline: one after another in this process; auto and ray: worker processes"
@@ -89,6 +89,15 @@ class CurateRecipe(Config):
 
 def build_stages(recipe: CurateRecipe) -> list[Stage]:
     """The stages of a recipe, in order. Consecutive stages by shard run one behind the other, shard by shard."""
+    stages = _ordered(recipe)
+    if recipe.execution.device == "cuda":
+        for stage in stages:
+            if isinstance(stage, (LookStage, Describe, Embed)):
+                stage.resources = Resources(gpus=1)
+    return stages
+
+
+def _ordered(recipe: CurateRecipe) -> list[Stage]:
     return [
         # lines -> addresses that may be fetched
         ScreenKeys(recipe.screen),

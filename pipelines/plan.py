@@ -279,7 +279,7 @@ def changed_key(stage: Stage, footer: Footer, origin: Origin) -> str:
     if config:
         key = config[0]
         more = f" and {len(config) - 1} more" if len(config) > 1 else ""
-        name = f"{stage.section}.{key.removeprefix('config.')}"
+        name = ".".join(filter(None, (stage.section, key.removeprefix("config."))))
         return f"{name} {_short(old.get(key))} -> {_short(new.get(key))}{more}"
     reads = [key.removeprefix("reads.") for key in changes if key.startswith("reads.")]
     return f"{', '.join(reads)} changed" if reads else "its tasks are cut differently"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
@@ -64,6 +64,21 @@ def load_recipe(kind: type[Recipe], name: str, overrides: Sequence[str] = ()) ->
 def dump_recipe(recipe: BaseModel) -> str:
     """A resolved recipe as YAML that runs again as it is."""
     return str(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120))
+
+
+def differences(recipe: BaseModel, other: BaseModel) -> list[tuple[str, Any, Any]]:
+    """Keys whose values differ between two recipes, with both values; names, sources and execution apart."""
+    apart = ("name", "pool", "run", "sources", "queries", "benchmarks", "sample_web", "execution")
+    here, there = (dict(_flat(model.model_dump(mode="json", exclude=set(apart)))) for model in (recipe, other))
+    return [(key, here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

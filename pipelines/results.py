@@ -14,7 +14,7 @@ from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
 from curation.stage import ConfigError
 from curation.store import Lease, LocalStore, Store, lease_holder, open_store, read_footer, read_part
-from pipelines.session import RECIPE, local_copy, read_state
+from pipelines.session import local_copy, read_state, unnamed_objects
 
 if TYPE_CHECKING:
     from pipelines.report.score import Score
@@ -222,21 +222,10 @@ def clean(run: str) -> dict[str, int]:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
         for place in (pool, store):  # what a living driver has stored and not yet named must stay
             stack.callback(Lease(place, scratch).release)
-        unnamed = [(store, path) for path in _unnamed(store, "tars", "manifest", "tar")]
+        unnamed = [(store, path) for path in unnamed_objects(store, "tars", "manifest", "tar")]
         for folder, (table, column) in _OBJECTS.items():
-            unnamed += [(pool, path) for path in _unnamed(pool, folder, table, column)]
+            unnamed += [(pool, path) for path in unnamed_objects(pool, folder, table, column)]
         removed = {"objects": len(unnamed), "bytes": sum(place.size(path) for place, path in unnamed)}
         for place, path in unnamed:
             place.delete(path)
     return removed
-
-
-def _unnamed(store: Store, folder: str, table: str, column: str) -> list[str]:
-    """Objects of a folder that no part of a table names, whatever model's folder the part lies in."""
-    named: set[str | None] = set()
-    for path in store.list(table):
-        if path.endswith(".parquet"):
-            place, _, file = path.rpartition("/")
-            rows = read_part(store, Part(TABLES[table].root, place, int(file[5:14])), [column])
-            named.update(rows[column].unique().to_pylist())
-    return [path for path in store.list(folder) if path not in named]

@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
-from curation.schema import Part, Role
+from curation.schema import TABLES, Part, Role
 from curation.stage import ConfigError, Stage, digest_of
 from curation.store import Lease, LocalStore, Store, open_store, read_footer, read_part, write_part
 from pipelines.curate import CurateRecipe, build_stages
@@ -142,6 +142,9 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
         driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say)
         try:
             summary = driver.run()
+            if options.until is None:
+                for path in unnamed_objects(run, "tars", "manifest", "tar"):
+                    run.delete(path)  # of an earlier state of the recipe
         finally:
             _put(run, STATE, json.dumps(_state(recipe, ledger), indent=1), scratch)
         return _outcome(summary, lines, started, ledger)
@@ -267,16 +270,32 @@ def _commit(store: Store, part: Part, table: pa.Table, scratch: Path) -> None:
 
 
 def located(recipe: CurateRecipe) -> CurateRecipe:
-    """The recipe with the place and kind of each source told to fetch, which reads local rows by source name."""
+    """The recipe with the places of sources told to fetch, and the device to the stages that run models."""
     named = named_sources(recipe)
     fetch = recipe.fetch.model_copy(
         update={
             "locations": {name: source.location for name, _, source in named},
             "kinds": {name: source.kind for name, _, source in named},
-            "image_columns": {name: source.image_column for name, _, source in named},
         }
     )
-    return recipe.model_copy(update={"fetch": fetch})
+    device = {"device": recipe.execution.device}
+    look, embed = recipe.look.model_copy(update=device), recipe.embed.model_copy(update=device)
+    descriptor = recipe.descriptor.model_copy(update=device)
+    return recipe.model_copy(update={"fetch": fetch, "look": look, "embed": embed, "descriptor": descriptor})
+
+
+# Objects
+
+
+def unnamed_objects(store: Store, folder: str, table: str, column: str) -> list[str]:
+    """Objects of a folder that no part of a table names, whatever model's folder the part lies in."""
+    named: set[str | None] = set()
+    for path in store.list(table):
+        if path.endswith(".parquet"):
+            place, _, file = path.rpartition("/")
+            rows = read_part(store, Part(TABLES[table].root, place, int(file[5:14])), [column])
+            named.update(rows[column].unique().to_pylist())
+    return [path for path in store.list(folder) if path not in named]
 
 
 # The sample web

@@ -45,15 +45,14 @@ KNOWN_THRESHOLDS = {
 class DescriptorConfig(Config):
     """Which descriptor finds copies."""
 
-    name: str = WEIGHT_FREE  # sift-vlad-dct | sscd:PATH | timm:NAME
-    weights: str | None = Field(
-        None, json_schema_extra=EXECUTION
-    )  # file of timm weights; its digest is in the fingerprint
-    duplicate_threshold: float | None = Field(None, gt=-1, lt=1)  # None = the descriptor's own
-    leakage_threshold: float | None = Field(None, gt=-1, lt=1)
-    fit_pictures: int = Field(800, ge=1)  # of sift-vlad-dct: pictures that fit words and whitening
-    fit_shards: int = Field(16, ge=1)  # first shards of the pool that the sample is drawn from
+    name: str = Field(WEIGHT_FREE, description="sift-vlad-dct, sscd:PATH or timm:NAME")
+    weights: str | None = Field(None, json_schema_extra=EXECUTION, description="file of timm weights, told by content")
+    duplicate_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
+    leakage_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
+    fit_pictures: int = Field(800, ge=1, description="of sift-vlad-dct: pictures that fit words and whitening")
+    fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
     fit_seed: int = 0
+    device: str = Field("cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION, description="filled in")
 
     @property
     def kind(self) -> str:
@@ -155,8 +154,8 @@ def open_descriptor(config: DescriptorConfig, fit: dict[str, np.ndarray]) -> Des
 
         return SiftVladDct(fit)
     if config.kind == "sscd":
-        return TorchDescriptor(load_sscd(str(config.weights_path)))
-    return TorchDescriptor(load_timm(config.name.partition(":")[2], str(config.weights_path)))
+        return TorchDescriptor(load_sscd(str(config.weights_path)), device=config.device)
+    return TorchDescriptor(load_timm(config.name.partition(":")[2], str(config.weights_path)), device=config.device)
 
 
 # --- models with weights --------------------------------------------------------------------------------------------
@@ -168,13 +167,13 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 class TorchDescriptor:
     """A torch model over 288-px pictures in fp32, one at a time: each keeps its aspect, as SSCD's README asks."""
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, device: str) -> None:
         import torch
 
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
-        self.device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = device
         self.model = model.to(self.device).eval()
 
     def vector(self, rgb: np.ndarray) -> np.ndarray:

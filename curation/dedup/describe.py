@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +39,9 @@ def table_to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
 
 # --- reading pictures -----------------------------------------------------------------------------------------------
 
+# A whitening of a few pictures tells nothing apart: small pools are topped up.
+MIN_FIT_PICTURES = 300
+_CROP_PX = 128
 _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 
 
@@ -89,6 +95,25 @@ def sample_of(io: TaskIO, shards: list[int], num_pictures: int) -> list[dict[str
     return list(best.values())
 
 
+def crops_of_installed_photographs(seed: int) -> Iterator[np.ndarray]:
+    """Different crops of the photographs that come with scikit-image, RGB uint8 [H, W, 3], in a seeded order."""
+    import skimage.data
+
+    from training.data.pixels import DecodeError, decode
+
+    photographs = []
+    for path in sorted(Path(skimage.data.__file__).parent.glob("*")):
+        if path.suffix in (".png", ".jpg"):
+            with suppress(DecodeError):
+                photographs.append(decode(path.read_bytes()).rgb)
+    photographs = [rgb for rgb in photographs if min(rgb.shape[:2]) >= 2 * _CROP_PX]
+    draw = np.random.Generator(np.random.PCG64(seed))
+    while True:
+        rgb = photographs[draw.integers(len(photographs))]
+        top, left = (int(draw.integers(side - _CROP_PX + 1)) for side in rgb.shape[:2])
+        yield np.ascontiguousarray(rgb[top : top + _CROP_PX, left : left + _CROP_PX])
+
+
 def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, seed: int) -> pa.Table:
     """The table ``fit_descriptor``; no row where the descriptor needs no fit (``num_pictures`` = 0)."""
     from threadpoolctl import threadpool_limits
@@ -102,6 +127,7 @@ def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, seed: in
     def pictures() -> Iterator[np.ndarray]:
         for place in places:
             yield read_small(io, place)
+        yield from islice(crops_of_installed_photographs(seed), max(0, MIN_FIT_PICTURES - len(places)))
 
     limits: Any = threadpool_limits(1)
     with limits:

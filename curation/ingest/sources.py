@@ -146,7 +146,7 @@ def _columns(config: SourceConfig, path: Path) -> dict[str, str]:
         column = getattr(config, key)
         if column is not None and (there is None or column in there):
             columns[name] = column
-        elif column is not None and ((name == "url" and is_list) or key in config.model_fields_set):
+        elif column is not None and ((name == "url" and is_list) or column != name):  # a usual name may be absent
             names = ", ".join(there or []) or "none"
             raise ConfigError(f"{key}: {str(path)!r} has no column {column!r}; its columns: {names}")
     return columns

@@ -116,7 +116,7 @@ class Embed(ShardStage):
         self._backbone: Backbone | None = None
         self._fit: dict[str, np.ndarray] | None = None
         if config.device == "cuda" and config.name != HANDMADE:
-            self.resources = Resources(gpus=1.0)  # type: ignore[misc]
+            self.resources = Resources(gpus=1.0)
 
     def fingerprint_values(self) -> dict[str, Any]:
         """What decides the vectors."""

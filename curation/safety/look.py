@@ -38,6 +38,7 @@ class LookConfig(Config):
         MAX_PIXELS, ge=1, le=MOST_PIXELS, description="width times height; more is a row with a reason"
     )
     max_seconds: float = Field(MAX_SECONDS, gt=0, json_schema_extra=EXECUTION)
+    device: str = Field("cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION, description="filled in")
     detector: Literal["nudenet", "none"] = "nudenet"
     face_input_px: tuple[Annotated[int, Field(ge=320, le=1280, multiple_of=32)], ...] = Field(
         (320,), description="input sizes of NudeNet for faces; scores are at 320"
@@ -76,7 +77,7 @@ class Looker:
 
         cv2.setNumThreads(1)
         self._config = config
-        self._nudenet = NudeNetDetector() if config.detector == "nudenet" else None
+        self._nudenet = NudeNetDetector(device=config.device) if config.detector == "nudenet" else None
         self._yunet = YuNet(config.yunet, scales=config.yunet_scales) if config.yunet else None
 
     def boxes(self, rgb: np.ndarray) -> tuple[list[Box], list[Box]]:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from curation.schema import Part
+from curation.store import open_store, read_footer
 from pipelines.curate import CurateRecipe
 from pipelines.recipe import load_recipe
 from pipelines.sample_web.build import build
@@ -86,6 +88,17 @@ class Lab:
             for path in sorted((Path(folder) / root).rglob("*")):
                 if path.is_file() and not any(part in TIMES for part in path.relative_to(folder).parts):
                     found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
+        return found
+
+    @staticmethod
+    def contents(folder: Path) -> dict[str, str]:
+        """Digest of what each part and tar of a run holds, whatever history made it."""
+        store = open_store(f"{folder}/run")
+        found = {path: Path(path).stem.split("-")[-1] for path in store.list("tars")}
+        for path in store.list(""):
+            if path.endswith(".parquet"):
+                table, _, name = path.rpartition("/")
+                found[path] = read_footer(store, Part("run", table, int(name[5:14]))).digest
         return found
 
     @staticmethod

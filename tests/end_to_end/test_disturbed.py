@@ -77,7 +77,11 @@ def test_the_number_of_workers_changes_no_byte(lab, undisturbed, tmp_path, worke
 def test_two_nodes_one_of_which_dies(lab, undisturbed, tmp_path):
     from ray.cluster_utils import Cluster
 
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+    # A dead node is noticed after three missed answers; the defaults take half a minute.
+    quick = {"health_check_initial_delay_ms": 0, "health_check_period_ms": 500, "health_check_failure_threshold": 3}
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False, "_system_config": quick}
+    )
     try:
         second = cluster.add_node(num_cpus=2)
         environment = {"RAY_ADDRESS": cluster.address}
@@ -94,9 +98,8 @@ def test_two_nodes_one_of_which_dies(lab, undisturbed, tmp_path):
 
 
 def test_a_run_on_an_object_store_has_the_same_digests(lab, undisturbed, tmp_path, monkeypatch):
-    from moto.server import ThreadedMotoServer
-
     import obstore
+    from moto.server import ThreadedMotoServer
     from obstore.store import S3Store
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
