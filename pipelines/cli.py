@@ -116,20 +116,25 @@ def _curate(options: argparse.Namespace) -> int:
     if options.dry_run:
         print("\n".join(describe_plan(outcome.lines)))
         return 0
+    nothing = ""
     if not outcome.summary.num_jobs:
         num_done = sum(line.num_done for line in outcome.lines)
-        say(f"nothing to do: all {num_done:,} parts of {recipe.name} are done ({time.monotonic() - started:.1f} s)")
+        nothing = (
+            f"nothing to do: all {num_done:,} parts of {recipe.name} were done ({time.monotonic() - started:.1f} s)"
+        )
     if options.until:
+        if nothing:
+            say(nothing)
         say(f"done until {options.until}; the same command without --until goes on")
         return 0
-    return _end(recipe, outcome, as_json=options.json)
+    return _end(recipe, outcome, nothing, as_json=options.json)
 
 
 def _say(text: str) -> None:
     print(text, flush=True)
 
 
-def _end(recipe: Any, outcome: Outcome, *, as_json: bool) -> int:
+def _end(recipe: Any, outcome: Outcome, nothing: str, *, as_json: bool) -> int:
     """Checks, funnel, score, costs, where the result lies and what to do next."""
     from curation.query import run_checks
     from pipelines.report.funnel import format_funnel, funnel
@@ -150,8 +155,10 @@ def _end(recipe: Any, outcome: Outcome, *, as_json: bool) -> int:
             print()
             print(format_score(score))
         print()
-        _print_costs(outcome)
-        print()
+        if nothing:
+            print(nothing)
+        else:
+            _print_costs(outcome)
         print(f"tars      {recipe.run}/tars")
         print(f"manifest  {recipe.run}/manifest")
         print(f"next      pd.read_parquet({recipe.run + '/manifest'!r}); lvd report --run {recipe.run}")
@@ -186,10 +193,12 @@ def _print_costs(outcome: Outcome) -> None:
     import os
 
     peaks = {pid: peak for pid, peak in outcome.summary.peaks.items() if pid != os.getpid()}
-    workers = ", ".join(f"{peak / 1e6:,.0f}" for peak in peaks.values()) or "none"
+    workers = (
+        f"of each worker {', '.join(f'{peak / 1e6:.0f}' for peak in peaks.values())} MB" if peaks else "no workers"
+    )
     cpu = sum(cost.cpu_s for cost in outcome.summary.costs.values())
     print(f"time      {outcome.wall_s:.0f} s, {cpu:.0f} CPU s in stages")
-    print(f"memory    peak of the driver {outcome.driver_peak_bytes / 1e6:,.0f} MB; of each worker (MB): {workers}")
+    print(f"memory    peak of the driver {outcome.driver_peak_bytes / 1e6:.0f} MB; {workers}")
 
 
 def _show(options: argparse.Namespace) -> int:

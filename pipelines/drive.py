@@ -114,7 +114,12 @@ def _plan_shards(ledger: Ledger, group: Sequence[ShardStage]) -> list[PlanLine]:
             if waits:
                 why[stage.name]["follows"] += 1
                 continue
-            undone = ledger.undone_shard(stage, shard)
+            try:
+                undone = ledger.undone_shard(stage, shard)
+            except LookupError:  # a dry run registers nothing, so the lines of a new shard are not there
+                why[stage.name]["missing"] += 1
+                waits = True
+                continue
             done[stage.name] += undone is None
             if undone is not None:
                 why[stage.name][undone.why] += 1
@@ -194,7 +199,7 @@ class Driver:
         self._ledger.place(stage)
         written = _walk(self._ledger, stage, do=lambda jobs: self._scheduler().run(jobs))
         self._remove_others(stage, written)
-        self._say_stage(stage, started)
+        self._say_stages([stage], started)
 
     def _run_shards(self, group: Sequence[ShardStage]) -> None:
         started = time.monotonic()
@@ -220,7 +225,7 @@ class Driver:
         for stage in group:
             shards = ledger.shards(*stage.roles)
             self._remove_others(stage, [ledger.part(table, shard) for table in stage.writes for shard in shards])
-            self._say_stage(stage, started)
+        self._say_stages(group, started)
 
     def _guard(self, stage: ShardStage) -> None:
         """Refuse to make many facts again unasked."""
@@ -261,15 +266,16 @@ class Driver:
         self.summary.peaks[done.pid] = max(done.peak_bytes, self.summary.peaks.get(done.pid, 0))
         if time.monotonic() - self._said_at > 10.0:
             self._said_at = time.monotonic()
-            self._say(f"  {job.stage:<16} {cost.num_jobs:>5} done, {cost.num_rows / cost.wall_s:,.0f} rows/s a worker")
+            self._say(f"  {job.stage:<16} {cost.num_jobs:>5} jobs {cost.num_rows:>9,} rows so far")
 
-    def _say_stage(self, stage: Stage, started: float) -> None:
-        cost = self.summary.costs.get(stage.name)
-        if cost is not None:
-            self._say(
-                f"  {stage.name:<16} {cost.num_jobs:>5} jobs {cost.num_rows:>9,} rows "
-                f"{cost.cpu_s:>8.1f} CPU s   +{time.monotonic() - started:.0f} s"
-            )
+    def _say_stages(self, group: Sequence[Stage], started: float) -> None:
+        """What the stages of a group did, and how long they took together."""
+        did = [stage for stage in group if stage.name in self.summary.costs]
+        for stage in did:
+            cost = self.summary.costs[stage.name]
+            wall = f"   {time.monotonic() - started:>5.0f} s" if stage is did[-1] else ""
+            line = f"  {stage.name:<16} {cost.num_jobs:>5} jobs {cost.num_rows:>9,} rows {cost.cpu_s:>8.1f} CPU s{wall}"
+            self._say(line)
 
     def _remove_others(self, stage: Stage, written: Sequence[Part]) -> None:
         """Parts of an earlier state of the recipe: tasks that are no longer cut, shards of a source that left."""

@@ -47,7 +47,8 @@ class Ledger:
 
     stores: Mapping[Root, Store]
     stages: Sequence[Stage]
-    source_ids: Mapping[str, int] = field(default_factory=dict)  # sources of this recipe
+    registered: pa.Table  # the table sources, as it is or, in a dry run, would be
+    source_ids: Mapping[str, int]  # sources of this recipe
     redo: frozenset[str] = frozenset()
     max_shards: int | None = None  # of pool sources together
     folders: dict[str, str] = field(default_factory=dict)
@@ -61,7 +62,7 @@ class Ledger:
     def sources(self) -> pa.Table:
         """The table ``sources``, those of this recipe only, in order of registration."""
         if self._sources is None:
-            table = read_part(self.stores["pool"], SOURCES)
+            table = self.registered
             mine = pa.array(sorted(self.source_ids.values()), pa.int32())
             self._sources = table.filter(pc.is_in(table["source_id"], value_set=mine))
         return self._sources
@@ -227,7 +228,7 @@ class Ledger:
         verdict = self.actual(self.part(stage.after, shard))
         rows = read_part(self.stores["run"], verdict, ["image_id", "sha256", "keep"])
         rows = rows.filter(rows["keep"])
-        missing = pa.array([False] * rows.num_rows)
+        missing = pa.array([False] * rows.num_rows, pa.bool_())
         for part in parts:
             if table_of(part) not in LOGS:
                 columns = [name for name in ("image_id", "sha256") if name in TABLES[table_of(part)].schema.names]

@@ -118,6 +118,7 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
         ledger = Ledger(
             stores={"pool": pool, "run": run},
             stages=stages,
+            registered=sources,
             source_ids={row["name"]: row["source_id"] for row in sources.to_pylist() if row["name"] in mine},
             redo=frozenset(options.redo),
             max_shards=recipe.execution.max_shards,
@@ -173,14 +174,18 @@ def make_executor(recipe: CurateRecipe, where: Where) -> Executor:
 def describe_plan(lines: Sequence[PlanLine]) -> Iterator[str]:
     """The plan as text: what is done, missing, stale and why."""
     yield "plan"
+    later = [line.stage for line in lines if not line.known and not line.why]
     for line in lines:
         why = ", ".join(f"{count:,} {reason}" for reason, count in sorted(line.why.items()))
         if not line.known:
-            yield f"  {line.stage:<16} {'after that' if not why else 'after that: ' + why}"
+            if why:
+                yield f"  {line.stage:<16} after that: {why}"
         elif line.num_undone:
             yield f"  {line.stage:<16} {line.num_undone:,} of {line.num_done + line.num_undone:,} to do: {why}"
         else:
             yield f"  {line.stage:<16} done"
+    if later:
+        yield f"  then, as far as it is not done: {', '.join(later)}"
 
 
 def check_run(recipe: CurateRecipe, run: Store) -> None:

@@ -287,7 +287,7 @@ def _missing(wanted: pa.Table, tables: Sequence[pa.Table]) -> pa.Table:
     """Rows of ``wanted`` that one of the tables does not hold, for these bytes."""
     if not tables:
         return wanted
-    missing = pa.array([False] * wanted.num_rows)
+    missing = pa.array([False] * wanted.num_rows, pa.bool_())
     for table in tables:
         missing = pc.or_(missing, pc.invert(covered(wanted, table)))
     return wanted.filter(missing)

@@ -22,7 +22,7 @@ from curation.stage import Config, Context, GlobalStage, Map, Task, TaskIO
 _EXTENSIONS = {"jpeg": "jpg"}
 _BLOCK_BYTES = 1 << 23
 _LINEAGE = (
-    "url", "page_url", "alt_text", "source", "label", "part", "query_id", "similarity", "cluster", "sha256", "image_id",
+    "url", "location", "page_url", "alt_text", "source", "label", "part", "query_id", "similarity", "cluster", "sha256", "image_id",
     "width_px", "height_px", "blurred",
 )  # fmt: skip
 
@@ -70,7 +70,7 @@ def samples_of(io: TaskIO, ids: np.ndarray) -> dict[int, dict[str, Any]]:
     for shard in sorted({shard_of(image_id) for image_id in ids}):
         mine = np.sort(ids[ids // 1_000_000 == shard])
         tables = (
-            _rows(io, "urls", shard, mine, ["url", "page_url", "alt_text", "source", "label"]),
+            _rows(io, "urls", shard, mine, ["url", "location", "page_url", "alt_text", "source", "label"]),
             _rows(io, "images", shard, mine, ["sha256", "format", "object", "offset", "num_bytes"]),
             _rows(io, "hashes", shard, mine, ["width_px", "height_px"]),
             _rows(io, "detections", shard, mine, ["blurred_object", "blurred_offset", "blurred_bytes"]),

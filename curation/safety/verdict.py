@@ -12,7 +12,7 @@ from curation.stage import Config, ShardStage, TaskIO, verdict_table
 
 
 class SafetyConfig(Config):
-    """Limits. Thresholds of classes were measured on harmless pictures at 320 px: 0.3 % of them are dropped."""
+    """Limits. At these thresholds 0.7 % of 428 harmless full-size photographs are dropped, and 2 % of small pieces."""
 
     nsfw_threshold: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default={
