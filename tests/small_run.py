@@ -100,6 +100,7 @@ class SmallRun:
         ledger = Ledger(
             stores={"pool": self.store("pool"), "run": self.store("run")},
             stages=[stage],
+            registered=read_part(self.store("pool"), Part("pool", "sources", 0)),
             source_ids={name: n for n, (name, _) in NAMES.items()},
         )
         where = Where(

@@ -22,8 +22,8 @@ from curation.stage import Config, Context, GlobalStage, Map, Task, TaskIO
 _EXTENSIONS = {"jpeg": "jpg"}
 _BLOCK_BYTES = 1 << 23
 _LINEAGE = (
-    "url", "location", "page_url", "alt_text", "source", "label", "part", "query_id", "similarity", "cluster", "sha256", "image_id",
-    "width_px", "height_px", "blurred",
+    "url", "location", "page_url", "alt_text", "source", "label", "part", "query_id", "similarity", "cluster", "sha256",
+    "image_id", "width_px", "height_px", "blurred",
 )  # fmt: skip
 
 
