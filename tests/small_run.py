@@ -18,7 +18,7 @@ from PIL import Image
 from curation.export.export import Export, ExportConfig
 from curation.schema import TABLES, VERDICTS, Part
 from curation.stage import Task
-from curation.store import LocalStore, write_part
+from curation.store import LocalStore, read_part, write_part
 from pipelines.plan import Ledger
 from pipelines.work import Where, WorkerIO
 from training.data.tars import TarWriter
