@@ -143,6 +143,8 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
         driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say)
         try:
             summary = driver.run()
+            pool.sweep()  # what a worker that died left behind
+            run.sweep()
             if options.until is None:
                 for path in unnamed_objects(run, "tars", "manifest", "tar"):
                     run.delete(path)  # of an earlier state of the recipe
