@@ -86,6 +86,14 @@ class CurateRecipe(Config):
             )
         return self
 
+    @model_validator(mode="after")
+    def _benchmarks_are_there(self) -> CurateRecipe:
+        unknown = sorted(set(self.leakage.benchmarks or ()) - set(self.benchmarks))
+        if unknown:
+            known = ", ".join(self.benchmarks) or "none"
+            raise ValueError(f"leakage.benchmarks names {unknown[0]!r}; benchmarks of the recipe: {known}")
+        return self
+
 
 def build_stages(recipe: CurateRecipe) -> list[Stage]:
     """The stages of a recipe, in order. Consecutive stages by shard run one behind the other, shard by shard."""

@@ -65,6 +65,7 @@ def test_a_base_lies_beneath_and_overrides_on_top(tmp_path):
         ("shard_rows=0", "key 'shard_rows': got 0; input should be greater than or equal to 1"),
         ("queries.sample.mode=some", "key 'queries.sample.mode': got 'some'; input should be 'as_is',"),
         ("benchmarks.web={kind: folder, location: x}", "the name 'web' stands twice among sources"),
+        ("leakage.benchmarks=[bench]", "leakage.benchmarks names 'bench'; benchmarks of the recipe: benchmark"),
         ("name=two words", "key 'name': got 'two words'"),
         ("safety", "override 'safety': write it as key.sub=value"),
         ("name.more=1", "override 'name.more=1': 'name' holds a value, not further keys"),
