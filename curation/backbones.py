@@ -29,6 +29,7 @@ KINDS = ("timm", "open_clip", "checkpoint", "script")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 CROP_RATIO = 0.875  # side of the square over shortest side of the resized picture, where the model names none
+MAX_ASPECT = 8  # of what is resized: the square, and what the filter sees beyond it even where a side is one pixel
 
 
 class BackboneConfig(Config):
@@ -40,7 +41,7 @@ class BackboneConfig(Config):
     )
     size_px: int | None = Field(default=None, ge=8, description="side of the square input; null: the model's own")
     pooling: str = Field(default="model", pattern="^(model|cls|mean|cls_mean)$", description="of token models")
-    batch_size: int = Field(default=32, ge=1, json_schema_extra=EXECUTION)
+    batch_size: int = Field(default=32, ge=1, description="it decides the last bits of a vector, so it is content")
     device: str = Field(default="cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION)
 
     @property
@@ -117,9 +118,22 @@ def _cached(config: BackboneConfig, key: str) -> str | None:
 
 
 def weights_digest(config: BackboneConfig, key: str) -> str:
-    """sha256 of the weights, hex. A file is read once a process, for as long as it stays the same."""
-    path = weights_file(config, key)
-    stat = path.stat()
+    """sha256 of the weights, hex."""
+    return file_sha256(weights_file(config, key), key=f"{key}.weights")
+
+
+def file_sha256(path: str | Path, *, key: str) -> str:
+    """sha256 of a file of weights, hex. It is read once a process, for as long as it stays the same.
+
+    Raises:
+        ConfigError: there is no such file; one line that names ``key``.
+    """
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        raise ConfigError(
+            f"{key}: got {str(path)!r}, which cannot be read ({error.strerror}); give the path of a file"
+        ) from None
     return _file_digest(str(path), stat.st_mtime_ns, stat.st_size)
 
 
@@ -169,9 +183,15 @@ class Backbone:
         self.dim = int(self.embed(np.zeros((1, self.size_px, self.size_px, 3), np.uint8)).shape[1])
 
     def prepare(self, rgb: np.ndarray) -> np.ndarray:
-        """uint8 [H, W, 3] to uint8 [size_px, size_px, 3]: shortest side resized (bicubic), centre cut out."""
+        """uint8 [H, W, 3] to uint8 [size_px, size_px, 3]: shortest side resized (bicubic), centre cut out.
+
+        A strip is cut to its middle first: 2 x 40,000 pixels would become 256 x 5,120,000.
+        """
         from PIL import Image
 
+        longest = MAX_ASPECT * min(rgb.shape[:2])
+        top, left = (max(0, (side - longest) // 2) for side in rgb.shape[:2])
+        rgb = rgb[top : rgb.shape[0] - top, left : rgb.shape[1] - left]
         height, width = rgb.shape[:2]
         scale = max(self.size_px, round(self.size_px / self._crop_ratio)) / min(height, width)
         size = (max(self.size_px, round(width * scale)), max(self.size_px, round(height * scale)))

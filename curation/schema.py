@@ -444,10 +444,15 @@ _TABLES = (
         name="selection",
         root="run",
         kind="verdict",
-        row="one pool picture that survived leakage, or one picture of an as-is set (reason not_retrieved or over_cap)",
+        row="one pool picture that survived leakage, or one picture of a query set (reason not_retrieved or over_cap); "
+        "an as-is set is kept whole, the others are not_retrieved",
         schema=_schema(
             *_VERDICT,
-            ("part", pa.string(), "query set that chose it first, in recipe order; the set itself for an as-is set"),
+            (
+                "part",
+                pa.string(),
+                "query set that chose it first, in recipe order; the set itself for an as-is set; null where dropped",
+            ),
             ("query_id", pa.int64(), "query that chose it; null in modes cluster and as_is"),
             ("similarity", pa.float32(), "to that query or centroid"),
             ("cluster", pa.int32(), "its cluster"),

@@ -298,7 +298,10 @@ def read_footer(store: Store, part: Part) -> Footer | None:
     """The footer of a part; None where there is no part."""
     if not store.exists(part.path):
         return None
-    metadata = pq.read_metadata(_parquet_source(store, part))
+    try:
+        metadata = pq.read_metadata(_parquet_source(store, part))
+    except pa.ArrowInvalid as error:
+        raise ConfigError(f"{store.location}/{part.path} is damaged ({error}); remove it, it is made again") from None
     values = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
     if "lvd.digest" not in values:
         raise ConfigError(f"{store.location}/{part.path}: not written by lvd; move it away or choose another folder")
@@ -385,9 +388,13 @@ class Lease:
 
     def _beat(self) -> None:
         while not self._stop.wait(HEARTBEAT_S):
-            if lease_token(self._store) != self.token:
-                return
-            self._store.replace(_LEASE, self._note(), self._store.tag(_LEASE))
+            try:
+                tag = self._store.tag(_LEASE)
+                if lease_token(self._store) != self.token:
+                    return
+                self._store.replace(_LEASE, self._note(), tag)
+            except Exception:  # an error of the disk or the network passes; the next beat tries again
+                continue
 
 
 def lease_token(store: Store) -> str | None:
@@ -413,6 +420,10 @@ def _read_lease(store: Store) -> dict[str, Any] | None:
         note: dict[str, Any] = json.loads(store.read(_LEASE))
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise ConfigError(
+            f"{store.location}/{_LEASE} is damaged; remove it when nothing works on this folder"
+        ) from None
     return note
 
 

@@ -32,19 +32,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from curation.store import LeaseLostError
     from pipelines.runner import StageFailedError
 
+    again = "the same command goes on from there"
     try:
         return int(options.do(options))
-    except ConfigError as error:
-        print(f"lvd: {error}", file=sys.stderr)
-        return 2
-    except (StageFailedError, LeaseLostError) as error:
-        print(f"lvd: {error}\nlvd: what was done stays; the same command goes on from there", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("lvd: stopped; the same command goes on from there", file=sys.stderr)
-        return 130
     except BrokenPipeError:
         return 0
+    except ConfigError as error:
+        text, code = str(error), 2
+    except (StageFailedError, LeaseLostError) as error:
+        text, code = f"{error}\nlvd: what was done stays; {again}", 1
+    except OSError as error:  # a disk that filled up, a file that went
+        text, code = f"{error}; {again}", 1
+    except KeyboardInterrupt:
+        text, code = f"stopped; {again}", 130
+    print(f"lvd: {text}", file=sys.stderr)
+    return code
 
 
 def _parser() -> argparse.ArgumentParser:

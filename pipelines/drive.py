@@ -135,6 +135,8 @@ def _unseen(ledger: Ledger, stage: Stage) -> PlanLine:
     why: Counter[str] = Counter()
     for table in stage.writes:
         for path in ledger.stores[TABLES[table].root].list(table) if TABLES[table].root == "run" else ():
+            if not path.endswith(".parquet"):
+                continue
             part = Part("run", table, int(path.rsplit("-", 1)[1].removesuffix(".parquet")))
             footer = ledger.footer(part)
             if footer is not None and footer.inputs.get("config") != stage.fingerprint_values():
@@ -171,12 +173,14 @@ class Driver:
         stages: Sequence[Stage],
         make_executor: Callable[[], Executor],
         say: Callable[[str], None],
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._ledger = ledger
         self._stages = stages
         self._make_executor = make_executor
         self._executor: Executor | None = None
         self._say = say
+        self._check = check  # raises when another driver has taken over
         self.summary = Summary()
         self._num_done: Counter[str] = Counter()
         self._said_at = time.monotonic()
@@ -232,10 +236,12 @@ class Driver:
         if stage.kind != "facts" or stage.name in self._ledger.redo:
             return
         stale = self._ledger.stale_rows(stage, self._stale_candidates(stage))
-        if stale > (0 if stage.name == "fetch" else REDO_ROWS):
-            undone = next(filter(None, (self._seen(stage, shard) for shard in self._stale_candidates(stage))))
+        elsewhere = self._ledger.rows_elsewhere(stage)
+        if stale + elsewhere > (0 if stage.name == "fetch" else REDO_ROWS):
+            seen = (self._seen(stage, shard) for shard in self._stale_candidates(stage))
+            why = next(filter(None, seen), "another model or other settings than in the last command")
             raise ConfigError(
-                f"{stage.name}: {stale:,} rows that were made before would be made again ({undone}); "
+                f"{stage.name}: {stale + elsewhere:,} rows that were made before would be made again ({why}); "
                 f"say so with --redo {stage.name}, undo the change, or use another pool"
             )
 
@@ -279,12 +285,13 @@ class Driver:
 
     def _remove_others(self, stage: Stage, written: Sequence[Part]) -> None:
         """Parts of an earlier state of the recipe: tasks that are no longer cut, shards of a source that left."""
+        self._check()
         keep = {part.path for part in written}
         for table in stage.writes:
             if TABLES[table].root != "run":
                 continue
             for path in list(self._ledger.stores["run"].list(table)):
-                if path not in keep:
+                if path not in keep and path.endswith(".parquet"):
                     self._ledger.stores["run"].delete(path)
                     index = int(path.rsplit("-", 1)[1].removesuffix(".parquet"))
                     self._ledger.forget(Part("run", table, index))

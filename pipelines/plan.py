@@ -49,6 +49,8 @@ class Ledger:
     stages: Sequence[Stage]
     registered: pa.Table  # the table sources, as it is or, in a dry run, would be
     source_ids: Mapping[str, int]  # sources of this recipe
+    unregistered: frozenset[Part] = frozenset()  # of a dry run: lines that would be registered
+    last_folders: Mapping[str, str] = field(default_factory=dict)  # of the command before this one
     redo: frozenset[str] = frozenset()
     max_shards: int | None = None  # of pool sources together
     folders: dict[str, str] = field(default_factory=dict)
@@ -101,7 +103,7 @@ class Ledger:
 
     def _there(self, part: Part) -> Footer:
         footer = self.footer(self.actual(part))
-        if footer is None:
+        if footer is None or part in self.unregistered:
             raise LookupError(f"{part.path} is not there yet")
         return footer
 
@@ -184,9 +186,15 @@ class Ledger:
 
     def undone_task(self, stage: Stage, task: Task) -> Undone | None:
         """The job of a task, None when its part is done."""
-        if task.once and self.footer(task.writes) is not None and not self._to_redo(stage, task.writes):
-            return None
-        origin = _origin(stage, self.task_inputs(stage, task))
+        inputs = self.task_inputs(stage, task)
+        if task.once:
+            # A fit stays, whatever its inputs became since, unless it was tried out on a part of the pool.
+            inputs["max_shards"] = self.max_shards
+            fitted = self.footer(task.writes)
+            stands = fitted is not None and fitted.inputs.get("max_shards") in (None, self.max_shards)
+            if stands and not self._to_redo(stage, task.writes):
+                return None
+        origin = _origin(stage, inputs)
         why = self._why(stage, (task.writes,), origin)
         if why is None:
             return None
@@ -208,8 +216,23 @@ class Ledger:
                 total += footer.num_rows
         return total
 
+    def rows_elsewhere(self, stage: ShardStage) -> int:
+        """Rows of facts that the last command had in another folder, and that this one would make in a new one."""
+        table = stage.writes[0]
+        before = self.last_folders.get(table)
+        if before is None or before == self.folders.get(table, table):
+            return 0
+        total = 0
+        for shard in self.shards(*stage.roles):
+            old = self.footer(Part(TABLES[table].root, before, shard))
+            if old is not None and self.footer(self.part(table, shard)) is None:
+                total += old.num_rows
+        return total
+
     def _why(self, stage: Stage, parts: Sequence[Part], origin: Origin) -> str | None:
         for part in parts:
+            if table_of(part) in LOGS:
+                continue  # visits are not made again for the sake of their record
             footer = self.footer(part)
             if footer is None:
                 return "missing"

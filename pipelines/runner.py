@@ -166,8 +166,18 @@ class RayExecutor:
             except self._ray.exceptions.RayError as error:
                 outcome = Failure(kind="death", message=f"its worker died ({type(error).__name__})")
                 self._num[pool] -= 1
+                self._fit_to_nodes()
             ended.append((ticket, outcome))
         return ended
+
+    def _fit_to_nodes(self) -> None:
+        """A lost node takes its places along: a worker that fits nowhere would keep its job waiting for ever."""
+        held = float(self._options["cpu"]["num_cpus"])
+        nodes = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+        if held > 0:
+            places = sum(int(node.get("CPU", 0) / held + 1e-6) for node in nodes)
+            self._sizes["cpu"] = max(1, min(self._sizes["cpu"], places))
+        self._sizes["gpu"] = min(self._sizes["gpu"], int(sum(node.get("GPU", 0) for node in nodes)))
 
     def close(self) -> None:
         """End the workers, and Ray where it was started here."""
@@ -230,6 +240,9 @@ class Scheduler:
         self._waiting.extend(_Entry(job=job) for job in jobs)
         while self._waiting or self._running:
             self._start()
+            if self._waiting and not self._running:
+                stage = self._waiting[0].job.stage
+                raise ConfigError(f"{stage} needs a GPU and the cluster has none; set execution.device=cpu")
             self._start_twice()
             for ticket, outcome in self._executor.wait(timeout_s=1.0):
                 entry = self._running.pop(ticket, None)
@@ -248,16 +261,20 @@ class Scheduler:
                 self._waiting.extendleft(_Entry(job=job) for job in follow(entry.job))
 
     def _start(self) -> None:
-        kept: deque[_Entry] = deque()
-        while self._waiting:
+        """Give jobs to whoever is free, in order; a stage that finds nobody free is not asked again in this turn."""
+        kept: list[_Entry] = []
+        full: set[str] = set()
+        stages = {entry.job.stage for entry in self._waiting} if len(self._waiting) < 100 else set(self._resources)
+        while self._waiting and len(full) < len(stages):
             entry = self._waiting.popleft()
-            needs = self._resources[entry.job.stage]
-            if self._executor.free(needs) > 0 and self._below_limit(entry.job.stage, needs):
+            stage, needs = entry.job.stage, self._resources[entry.job.stage]
+            if stage not in full and self._executor.free(needs) > 0 and self._below_limit(stage, needs):
                 entry.started = time.monotonic()
                 self._submit(entry, needs)
             else:
+                full.add(stage)
                 kept.append(entry)
-        self._waiting = kept
+        self._waiting.extendleft(reversed(kept))
 
     def _submit(self, entry: _Entry, needs: Resources) -> None:
         ticket = self._executor.submit(entry.job, needs)

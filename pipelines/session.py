@@ -19,7 +19,17 @@ from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.schema import TABLES, Part, Role
 from curation.stage import ConfigError, Stage, digest_of
-from curation.store import Lease, LocalStore, Store, open_store, read_footer, read_part, write_part
+from curation.store import (
+    Lease,
+    LocalStore,
+    Store,
+    check_lease,
+    lease_token,
+    open_store,
+    read_footer,
+    read_part,
+    write_part,
+)
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan
 from pipelines.plan import SOURCES, Ledger
@@ -82,6 +92,8 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
                 check_source(f"{group}.{name}", source)
     for stage in stages:
         stage.preflight()
+    if _absolute(recipe.pool) == _absolute(recipe.run):
+        raise ConfigError(f"key 'run': got {recipe.run!r}, which is the pool too; give the run a folder of its own")
     for key, location in (("pool", recipe.pool), ("run", recipe.run)):
         if not location.startswith("s3://"):
             _check_disk(key, Path(location), recipe.execution.min_free_gb)
@@ -107,13 +119,14 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
     if options.until:
         stages = stages[: [stage.name for stage in stages].index(options.until) + 1]
     pool, run = open_store(recipe.pool), open_store(recipe.run)
-    check_run(recipe, run)
+    before = check_run(recipe, run)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
         leases = _leases(stack, (pool, run), scratch) if not options.dry_run else ("", "")
         if recipe.sample_web is not None:
             _build_sample_web(recipe, options, say)
-        sources = _register(recipe, pool, scratch, dry_run=options.dry_run, say=say)
+        unregistered: list[Part] = []
+        sources = _register(recipe, pool, scratch, unregistered if options.dry_run else None, say)
         mine = {name for name, _, _ in named_sources(recipe)}
         ledger = Ledger(
             stores={"pool": pool, "run": run},
@@ -122,9 +135,14 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             source_ids={row["name"]: row["source_id"] for row in sources.to_pylist() if row["name"] in mine},
             redo=frozenset(options.redo),
             max_shards=recipe.execution.max_shards,
+            last_folders=before.get("folders", {}),
+            unregistered=frozenset(unregistered),
         )
         lines = plan(ledger, stages)
-        if options.dry_run or not any(line.num_undone for line in lines):
+        if options.dry_run:
+            return _outcome(Summary(), lines, started, ledger)
+        if not any(line.num_undone for line in lines):
+            _remove_tars(run, stages)
             return _outcome(Summary(), lines, started, ledger)
         for text in describe_plan(lines):
             say(text)
@@ -132,24 +150,29 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
         if recipe.sample_web is not None and any(line.num_undone for line in lines if line.stage in _BEFORE_FETCHED):
             recipe = stack.enter_context(_served(recipe))
         where = Where(
-            pool=recipe.pool,
-            run=recipe.run,
+            pool=_absolute(recipe.pool),
+            run=_absolute(recipe.run),
             pool_token=leases[0],
             run_token=leases[1],
             recipe=located(recipe).model_dump_json(),
             roles=ledger.roles(),
         )
-        _put(run, STATE, json.dumps(_state(recipe, ledger), indent=1), scratch)  # so that status sees a run that lives
-        driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say)
+
+        def check() -> None:
+            check_lease(pool, leases[0])
+            check_lease(run, leases[1])
+
+        _put(run, STATE, _state(recipe, ledger, before), scratch)  # so that status sees a run that lives
+        driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say, check)
         try:
             summary = driver.run()
+            check()
             pool.sweep()  # what a worker that died left behind
             run.sweep()
-            if options.until is None:
-                for path in unnamed_objects(run, "tars", "manifest", "tar"):
-                    run.delete(path)  # of an earlier state of the recipe
+            _remove_tars(run, stages)
         finally:
-            _put(run, STATE, json.dumps(_state(recipe, ledger), indent=1), scratch)
+            if lease_token(run) == leases[1]:
+                _put(run, STATE, _state(recipe, ledger, before), scratch)
         return _outcome(summary, lines, started, ledger)
 
 
@@ -190,8 +213,8 @@ def describe_plan(lines: Sequence[PlanLine]) -> Iterator[str]:
         yield f"  then, as far as it is not done: {', '.join(later)}"
 
 
-def check_run(recipe: CurateRecipe, run: Store) -> None:
-    """A run belongs to one recipe.
+def check_run(recipe: CurateRecipe, run: Store) -> dict[str, Any]:
+    """A run belongs to one recipe; what the last command wrote about it, empty where there was none.
 
     Raises:
         ConfigError: the run was made under another name.
@@ -202,6 +225,7 @@ def check_run(recipe: CurateRecipe, run: Store) -> None:
             f"key 'run': {recipe.run} holds a run of recipe {state['recipe']!r}, not of {recipe.name!r}; "
             "give another run=FOLDER, or the recipe of that name"
         )
+    return state or {}
 
 
 def read_state(run: Store) -> dict[str, Any] | None:
@@ -210,18 +234,30 @@ def read_state(run: Store) -> dict[str, Any] | None:
         state: dict[str, Any] = json.loads(run.read(STATE))
     except FileNotFoundError:
         return None
+    except ValueError:
+        raise ConfigError(f"{run.location}/{STATE} is damaged; remove it, lvd curate writes it again") from None
     return state
 
 
-def _state(recipe: CurateRecipe, ledger: Ledger) -> dict[str, Any]:
-    return {
+def _state(recipe: CurateRecipe, ledger: Ledger, before: dict[str, Any]) -> str:
+    """What later commands need to know, as JSON; tables that this command has not reached stand as they did."""
+    parts = {table: list(indices) for table, indices in ledger.task_parts.items()}
+    state = {
         "recipe": recipe.name,
         "pool": recipe.pool,
-        "folders": ledger.folders,
+        "folders": {**before.get("folders", {}), **ledger.folders},
         "sources": ledger.source_ids,
-        "parts": {table: list(indices) for table, indices in ledger.task_parts.items()},
+        "parts": {**before.get("parts", {}), **parts},
         "truth": f"{recipe.sample_web.path}/truth.parquet" if recipe.sample_web is not None else None,
     }
+    return json.dumps(state, indent=1)
+
+
+def _remove_tars(run: Store, stages: Sequence[Stage]) -> None:
+    """Remove tars of an earlier state of the recipe, once its export is through."""
+    if stages[-1].name == "export":
+        for path in unnamed_objects(run, "tars", "manifest", "tar"):
+            run.delete(path)
 
 
 def _put(store: Store, path: str, text: str, scratch: Path) -> None:
@@ -246,13 +282,16 @@ def _leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tuple[s
 
 
 def _register(
-    recipe: CurateRecipe, pool: Store, scratch: Path, *, dry_run: bool, say: Callable[[str], None]
+    recipe: CurateRecipe, pool: Store, scratch: Path, unregistered: list[Part] | None, say: Callable[[str], None]
 ) -> pa.Table:
+    """Register the sources; a dry run registers nothing and gathers the parts that would be written."""
     previous = read_part(pool, SOURCES) if pool.exists(SOURCES.path) else None
 
     def write(shard: int, table: pa.Table) -> None:
-        if not dry_run:
+        if unregistered is None:
             _commit(pool, Part("pool", "urls", shard), table, scratch)
+        else:
+            unregistered.append(Part("pool", "urls", shard))
 
     sources = register(named_sources(recipe), previous, shard_rows=recipe.shard_rows, write=write)
     if previous is not None and sources.equals(previous):
@@ -262,7 +301,7 @@ def _register(
         more = row["num_rows"] - before.get(row["name"], 0)
         if more:
             say(f"register {row['role']} {row['name']!r}: {more:,} rows more, {row['num_rows']:,} in all")
-    if not dry_run:
+    if unregistered is None:
         _commit(pool, SOURCES, sources, scratch)
     return sources
 
@@ -277,18 +316,35 @@ def _commit(store: Store, part: Part, table: pa.Table, scratch: Path) -> None:
 
 
 def located(recipe: CurateRecipe) -> CurateRecipe:
-    """The recipe with the places of sources told to fetch, and the device to the stages that run models."""
+    """The recipe for workers: places of sources told to fetch, the device to models, every local path made absolute.
+
+    A worker on another node stands in another folder. None of these values enters a fingerprint.
+    """
     named = named_sources(recipe)
     fetch = recipe.fetch.model_copy(
         update={
-            "locations": {name: source.location for name, _, source in named},
+            "locations": {name: _absolute(source.location) for name, _, source in named},
             "kinds": {name: source.kind for name, _, source in named},
         }
     )
-    device = {"device": recipe.execution.device}
-    look, embed = recipe.look.model_copy(update=device), recipe.embed.model_copy(update=device)
-    descriptor = recipe.descriptor.model_copy(update=device)
-    return recipe.model_copy(update={"fetch": fetch, "look": look, "embed": embed, "descriptor": descriptor})
+    device = recipe.execution.device
+    look, screen = recipe.look, recipe.screen
+    updates: dict[str, Any] = {
+        "fetch": fetch,
+        "screen": screen.model_copy(update={"block_list_files": [_absolute(p) for p in screen.block_list_files]}),
+        "look": look.model_copy(update={"device": device, "yunet": _absolute(look.yunet) if look.yunet else None}),
+    }
+    for section in ("embed", "descriptor"):
+        config = getattr(recipe, section)
+        weights = _absolute(config.weights) if config.weights else None
+        kind, _, path = config.name.partition(":")
+        name = f"{kind}:{_absolute(path)}" if kind in ("sscd", "checkpoint", "script") else config.name
+        updates[section] = config.model_copy(update={"device": device, "weights": weights, "name": name})
+    return recipe.model_copy(update=updates)
+
+
+def _absolute(location: str) -> str:
+    return location if "://" in location else str(Path(location).absolute())
 
 
 # Objects

@@ -192,14 +192,15 @@ def _store(location: str) -> Store:
 def _stage(where: Where, name: str) -> Stage:
     from pipelines.curate import CurateRecipe, build_stages
 
-    if where.recipe not in _STAGES:
+    key = where.recipe + where.run_token  # a later command may find other files behind the same recipe
+    if key not in _STAGES:
         _STAGES.clear()
         recipe = CurateRecipe.model_validate_json(where.recipe)
-        _STAGES[where.recipe] = {stage.name: stage for stage in build_stages(recipe)}
-    return _STAGES[where.recipe][name]
+        _STAGES[key] = {stage.name: stage for stage in build_stages(recipe)}
+    return _STAGES[key][name]
 
 
-_READY: set[tuple[str, str]] = set()
+_READY: set[tuple[str, str, str]] = set()
 
 
 def execute(job: Job, where: Where) -> Done:
@@ -210,9 +211,9 @@ def execute(job: Job, where: Where) -> Done:
     try:
         io = WorkerIO(job, where, stage, scratch)
         if isinstance(stage, ShardStage):
-            if (where.recipe, stage.name) not in _READY:
+            if (where.recipe, where.run_token, stage.name) not in _READY:
                 stage.setup()
-                _READY.add((where.recipe, stage.name))
+                _READY.add((where.recipe, where.run_token, stage.name))
             made, num_rows = _run_shard(stage, io, job)
         else:
             assert job.function is not None
@@ -277,6 +278,9 @@ def _carried(io: WorkerIO, job: Job) -> dict[str, pa.Table]:
     tables = {}
     for part, name in zip(job.writes, _stage(io._where, job.stage).writes, strict=True):
         footer = read_footer(io._stores[part.root], part)
+        if footer is None and name in LOGS:
+            tables[name] = TABLES[name].schema.empty_table()
+            continue
         if footer is None or footer.fingerprint != job.origin.fingerprint:
             return {}
         tables[name] = read_part(io._stores[part.root], part)

@@ -13,14 +13,13 @@ Thresholds belong to the descriptor. A descriptor without known ones needs them 
 
 from __future__ import annotations
 
-import hashlib
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
 
+from curation.backbones import IMAGENET_MEAN, IMAGENET_STD, file_sha256
 from curation.stage import EXECUTION, Config, ConfigError
 
 DIM = 512
@@ -64,13 +63,18 @@ class DescriptorConfig(Config):
         """File that holds the weights; None where the descriptor has none."""
         return self.name.partition(":")[2] if self.kind == "sscd" else self.weights
 
+    @property
+    def weights_key(self) -> str:
+        """Key of the recipe that names that file, for messages."""
+        return "descriptor.name" if self.kind == "sscd" else "descriptor.weights"
+
     def model_values(self) -> dict[str, Any]:
         """What decides the vectors: the name without a path, the digest of the weights, the fit."""
         if self.kind == WEIGHT_FREE:
             return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards, self.fit_seed]}
         name = "sscd" if self.kind == "sscd" else self.name
         path = self.weights_path
-        return {"name": name, "weights_sha256": file_sha256(path) if path else None}
+        return {"name": name, "weights_sha256": file_sha256(path, key=self.weights_key) if path else None}
 
     def thresholds(self) -> Thresholds:
         """The recipe's thresholds, the descriptor's own where the recipe gives none.
@@ -105,38 +109,12 @@ class DescriptorConfig(Config):
                 f"{WEIGHT_FREE} needs no weights"
             )
         path = self.weights_path
-        key = "descriptor.name" if self.kind == "sscd" else "descriptor.weights"
         if self.name != WEIGHT_FREE and not (path and Path(path).is_file()):
             raise ConfigError(
-                f"{key}: got {path!r}, which is no file; allowed: a path of weights for {self.name!r}; "
+                f"{self.weights_key}: got {path!r}, which is no file; allowed: a path of weights for {self.name!r}; "
                 f"or set descriptor.name={WEIGHT_FREE}, which needs none"
             )
         self.thresholds()
-
-
-@lru_cache(maxsize=16)
-def _sha256_of(path: str, size: int, changed_ns: int) -> str:
-    del size, changed_ns
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
-        while block := stream.read(1 << 22):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def file_sha256(path: str) -> str:
-    """sha256 of a file, hex; read once as long as it does not change.
-
-    Raises:
-        ConfigError: there is no such file.
-    """
-    try:
-        stat = Path(path).stat()
-    except OSError as error:
-        raise ConfigError(
-            f"descriptor weights: {path} cannot be read ({error.strerror}); give the path of a file"
-        ) from None
-    return _sha256_of(path, stat.st_size, stat.st_mtime_ns)
 
 
 class Descriptor(Protocol):
@@ -159,9 +137,6 @@ def open_descriptor(config: DescriptorConfig, fit: dict[str, np.ndarray]) -> Des
 
 
 # --- models with weights --------------------------------------------------------------------------------------------
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 
 
 class TorchDescriptor:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from curation.dedup.copydescriptor import DIM, WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
 from curation.dedup.near import rows_at
 from curation.schema import TABLES, vector_schema
-from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, digest_of, keyed_folder
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
 
 # --- named arrays in a table ----------------------------------------------------------------------------------------
 
@@ -68,12 +68,10 @@ def vectors_table(image_id: pa.ChunkedArray, sha256: pa.ChunkedArray, vectors: n
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
-    """The column ``vector`` as float32 [N, 512]."""
-    column = table["vector"].combine_chunks()
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    values = column.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(values, np.float32).reshape(len(table), -1 if len(table) else DIM)
+    """The column ``vector`` of ``descriptors`` or ``embeddings`` as float32 [N, D]."""
+    kind = table.schema.field("vector").type
+    column = pa.concat_arrays(table["vector"].chunks) if len(table) else pa.array([], kind)
+    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), kind.list_size)
 
 
 # --- fit ------------------------------------------------------------------------------------------------------------
@@ -152,9 +150,9 @@ class FitDescriptor(GlobalStage):
         self.config.check()
 
     def folder(self, table: str, context: Context) -> str:
-        """``fits/fit_descriptor/NAME-KEY``."""
-        del context
-        return f"fits/{keyed_folder(table, self.config.kind, self.config.model_values())}"
+        """``fits/fit_descriptor/NAME-KEY``: of the settings and of the pictures' folder."""
+        pixels = context.part("detections", 0).folder
+        return f"fits/{keyed_folder(table, self.config.kind, self.version, self.config.model_values(), pixels)}"
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One fit."""
@@ -197,7 +195,8 @@ class Describe(ShardStage):
         """``descriptors/NAME-KEY``: of the model and, where there is one, of its fit."""
         del table
         fit = context.digest(context.part("fit_descriptor", 0))
-        return keyed_folder("descriptors", self.config.kind, self.config.model_values(), fit)
+        pixels = context.part("detections", 0).folder
+        return keyed_folder("descriptors", self.config.kind, self.version, self.config.model_values(), fit, pixels)
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Decode the 288-px pictures one by one."""
@@ -210,8 +209,3 @@ class Describe(ShardStage):
         for row, place in enumerate(table.take(pa.array(at)).to_pylist()):
             vectors[row] = self._model.vector(read_small(io, place))
         return {"descriptors": vectors_table(rows["image_id"], rows["sha256"], vectors)}
-
-
-def descriptor_key(config: DescriptorConfig) -> str:
-    """Eight hex digits of what decides the vectors; fits made on them carry it in their folder."""
-    return digest_of(config.model_values())[:8]

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curation.dedup.copydescriptor import DIM, DescriptorConfig
 from curation.dedup.describe import vectors_of
@@ -16,6 +16,8 @@ from curation.schema import TABLES
 from curation.stage import Config, ConfigError, Context, GlobalStage, Map, Task, TaskIO, keyed_folder
 
 FLOOR_BELOW_THRESHOLD = 0.05
+MIN_PICTURES_PER_LIST = 39  # what Faiss asks for, or its centroids are pictures rather than means
+FEW_LISTS = 64  # so few are good enough whatever the sample
 
 
 class EdgesConfig(Config):
@@ -32,6 +34,16 @@ class EdgesConfig(Config):
     fit_pictures: int = Field(20_000, ge=1)  # sample of the quantiser
     fit_shards: int = Field(64, ge=1)
     fit_seed: int = 0
+
+    @model_validator(mode="after")
+    def _enough_pictures(self) -> EdgesConfig:
+        least = MIN_PICTURES_PER_LIST * self.num_lists
+        if self.num_lists > FEW_LISTS and self.fit_pictures < least:
+            raise ValueError(
+                f"edges.fit_pictures: got {self.fit_pictures}, allowed with edges.num_lists={self.num_lists}: {least} "
+                f"({MIN_PICTURES_PER_LIST} a list) and above; raise edges.fit_pictures or lower edges.num_lists"
+            )
+        return self
 
     def floors(self, descriptor: DescriptorConfig) -> tuple[float, float]:
         """Cosines from which edges and reference edges are stored.
@@ -148,7 +160,7 @@ class FitQuantiser(GlobalStage):
     def folder(self, table: str, context: Context) -> str:
         """``fits/fit_quantiser/kmeans-KEY``: of the descriptors and of the fit."""
         descriptors = context.part("descriptors", 0).folder
-        return f"fits/{keyed_folder(table, 'kmeans', self.fingerprint_values(), descriptors)}"
+        return f"fits/{keyed_folder(table, 'kmeans', self.version, self.fingerprint_values(), descriptors)}"
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One fit."""

@@ -50,10 +50,5 @@ def luma_std(picture: np.ndarray) -> float:
     return float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
 
 
-def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Differing bits of uint64 arrays, elementwise with broadcasting, uint8."""
-    return np.asarray(np.bitwise_count(np.bitwise_xor(a, b)), np.uint8)
-
-
 def _bits(hash_bits: np.ndarray) -> int:
     return int.from_bytes(np.packbits(np.asarray(hash_bits, bool).ravel()).tobytes(), "big")

@@ -16,6 +16,7 @@ import numpy as np
 
 GEMM_MARGIN = 1e-3  # fp32 GEMM of unit vectors is off by less; candidates are scored again
 BLOCK_ROWS = 4096
+BLOCK_PAIRS = 4096  # scored exactly at once; 16 MiB an array
 
 
 class Members(NamedTuple):
@@ -36,6 +37,15 @@ def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     dot, left_square, right_square = (left * right).sum(1), (left * left).sum(1), (right * right).sum(1)
     length = np.sqrt(left_square) * np.sqrt(right_square)
     return np.asarray(dot / np.maximum(length, 1e-12), np.float32)
+
+
+def similarities(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """``exact_similarity`` of rows ``i`` of ``a`` [N, D] and rows ``j`` of ``b`` [M, D], float32 [P], in blocks."""
+    found = np.empty(len(i), np.float32)
+    for start in range(0, len(i), BLOCK_PAIRS):
+        block = slice(start, start + BLOCK_PAIRS)
+        found[block] = exact_similarity(a[i[block]], b[j[block]])
+    return found
 
 
 def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> tuple[np.ndarray, np.ndarray]:
@@ -81,7 +91,7 @@ def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndar
         elsewhere = (other_home < list_number) & members.probes[left, other_home]
         mine = np.where(other_home == list_number, members.ids[left] < members.ids[right], ~elsewhere)
         left, right = left[mine], right[mine]
-        similarity = exact_similarity(members.vectors[left], members.vectors[right])
+        similarity = similarities(members.vectors, members.vectors, left, right)
         high = similarity >= np.float32(floor)
         a, b = members.ids[left[high]], members.ids[right[high]]
         found.append((np.minimum(a, b), np.maximum(a, b), similarity[high]))
@@ -103,7 +113,7 @@ def join_references(
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     for i, j in _candidates(members.vectors[at_home], references.vectors[visitors], floor):
         left, right = at_home[i], visitors[j]
-        similarity = exact_similarity(members.vectors[left], references.vectors[right])
+        similarity = similarities(members.vectors, references.vectors, left, right)
         high = similarity >= np.float32(floor)
         found.append((members.ids[left[high]], references.ids[right[high]], similarity[high]))
     ids, reference_ids, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
@@ -134,7 +144,7 @@ def edge_recall(
         left, right = chosen[i], j
         apart = left != right
         left, right = left[apart], right[apart]
-        edge = exact_similarity(vectors[left], vectors[right]) >= np.float32(floor)
+        edge = similarities(vectors, vectors, left, right) >= np.float32(floor)
         left, right = left[edge], right[edge]
         total += len(left)
         found += int((seen[left, home[right]] | seen[right, home[left]]).sum())

@@ -21,7 +21,7 @@ from curation.stage import Config, Context, GlobalStage, Map, Task, TaskIO
 
 _EXTENSIONS = {"jpeg": "jpg"}
 _BLOCK_BYTES = 1 << 23
-_LINEAGE = (
+LINEAGE = (
     "url", "location", "page_url", "alt_text", "source", "label", "part", "query_id", "similarity", "cluster", "sha256",
     "image_id", "width_px", "height_px", "blurred",
 )  # fmt: skip
@@ -97,7 +97,7 @@ def write_tar(io: TaskIO, *, tar: int) -> pa.Table:
             place, extension = ("object", "offset", "num_bytes"), _EXTENSIONS.get(sample["format"], sample["format"])
         data = io.blob(*(sample[name] for name in place))
         offset = writer.add(f"{key}.{extension}", data)
-        lineage = {name: sample[name] for name in _LINEAGE}
+        lineage = {name: sample[name] for name in LINEAGE}
         writer.add(f"{key}.json", json.dumps(lineage, ensure_ascii=False, sort_keys=True).encode())
         rows.append({**sample, "key": key, "offset": offset, "size": len(data), "ext": extension})
     path = writer.close()

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curation.export.export import LINEAGE
 from curation.schema import Part
 from curation.store import Store, read_part
 from training.data.pixels import DecodeError, decode
@@ -23,8 +24,9 @@ def verify(run: Store) -> tuple[list[str], int]:
     """Read all tars of a run.
 
     What must hold: each tar has the digest and size that ``shards`` says; its members are the samples of its part of
-    ``manifest``, picture then json, keys sorted and without a gap over all tars; pictures that were not blurred have
-    their sha256; all decode; no image is there twice; no tar lies in ``tars/`` that no table names.
+    ``manifest``, picture then json, keys sorted and without a gap over all tars; each json is the lineage that
+    the manifest tells; pictures that were not blurred have their sha256; all decode; no image is there twice; no tar
+    lies in ``tars/`` that no table names.
 
     Args:
         run: store of the run.
@@ -101,7 +103,7 @@ def _verify_sample(run: Store, row: Mapping[str, Any], header: int) -> tuple[int
         told = json.loads(run.read_range(row["tar"], next_header + _HEADER_BYTES, side.size))
         if side.name != f"{row['key']}.json":
             problems.append(f"{side.name} follows it in the tar")
-        problems += [f"json says {k} {v!r}, manifest {row[k]!r}" for k, v in told.items() if row.get(k) != v]
+        problems += _verify_lineage(told, row)
         next_header += _HEADER_BYTES + _padded(side.size)
     except (tarfile.TarError, ValueError, OSError) as error:
         problems.append(f"the tar cannot be read there: {error}")
@@ -119,6 +121,18 @@ def _verify_sample(run: Store, row: Mapping[str, Any], header: int) -> tuple[int
 def _verify_header(head: bytes, name: str, size: int) -> list[str]:
     info = tarfile.TarInfo.frombuf(head[:_HEADER_BYTES], "utf-8", "strict")
     return [] if (info.name, info.size) == (name, size) else [f"the tar holds {info.name} of {info.size} bytes there"]
+
+
+def _verify_lineage(told: Any, row: Mapping[str, Any]) -> list[str]:
+    """Problems of a sample's json: it has the keys of ``LINEAGE`` and no others, and the manifest's values."""
+    if not isinstance(told, dict):
+        return [f"json is no object: {told!r:.50}"]
+    differing = [name for name in LINEAGE if name in told and told[name] != row[name]]
+    return (
+        [f"json lacks {name}" for name in LINEAGE if name not in told]
+        + [f"json says {name} {told[name]!r}, manifest {row[name]!r}" for name in differing]
+        + [f"json holds {name!r}, which is no lineage" for name in told if name not in LINEAGE]
+    )
 
 
 def _padded(num_bytes: int) -> int:

@@ -49,9 +49,14 @@ class FetchConfig(Config):
         description="address or page that stands in the User-Agent, for those who want to complain",
     )
     concurrency: int = Field(default=64, ge=1, json_schema_extra=EXECUTION, description="requests at once, each worker")
-    per_host: int = Field(default=2, ge=1, json_schema_extra=EXECUTION, description="connections to one host")
+    per_host: int = Field(
+        default=2, ge=1, json_schema_extra=EXECUTION, description="connections to one host, each worker"
+    )
     per_host_interval_s: float = Field(
-        default=0.2, ge=0, json_schema_extra=EXECUTION, description="least time between requests to one host"
+        default=0.2,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="least time between requests to one host, each worker: N workers ask N times as often",
     )
     max_crawl_delay_s: float = Field(
         default=30.0, ge=0, json_schema_extra=EXECUTION, description="Crawl-delay of robots.txt counts up to this"

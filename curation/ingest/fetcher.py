@@ -104,7 +104,7 @@ class Fetcher:
         self.config = config
         self._guard = Guard(config.resolve, contact)
         self._robots = robots.Robots(self._get_robots, {} if rules is None else rules)
-        self._hosts: dict[str, HostPace] = {}
+        self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
 
     async def __aenter__(self) -> Fetcher:
@@ -148,12 +148,9 @@ class Fetcher:
 
     async def _follow(self, url: str, trail: _Trail) -> tuple[Outcome, _Answer]:
         """One attempt: the address and where it redirects to."""
-        from yarl import URL
-
         state: str | None = None
-        try:
-            place = URL(url.strip())
-        except ValueError:
+        place = _place(url.strip())
+        if place is None:
             return Outcome(reason="bad_url", final_url=url), _Answer()
         for _ in range(self.config.max_redirects + 1):
             if place.scheme not in ("http", "https") or not place.raw_host:
@@ -174,10 +171,10 @@ class Fetcher:
                     format=answer.format,
                 )
                 return outcome, answer
-            try:
-                place = place.join(URL(answer.location)).with_fragment(None)
-            except ValueError:
+            target = _place(answer.location, place)
+            if target is None:
                 return Outcome(reason="bad_url", http_status=answer.status, robots=state), _Answer()
+            place = target
         last = Outcome(reason="too_many_redirects", http_status=answer.status, final_url=str(place), robots=state)
         return last, _Answer()
 
@@ -207,12 +204,10 @@ class Fetcher:
                 redirects += 1
                 if redirects > _MAX_ROBOTS_REDIRECTS:
                     return robots.Reply(404, b"")  # RFC 9309, section 2.3.1.2: as if there were none
-                try:
-                    place = place.join(URL(answer.location)).with_fragment(None)
-                except ValueError:
+                target = _place(answer.location, place)
+                if target is None or target.scheme not in ("http", "https") or not target.raw_host:
                     return robots.Reply(404, b"")
-                if place.scheme not in ("http", "https") or not place.raw_host:
-                    return robots.Reply(404, b"")
+                place = target
             elif self._may_try_again(answer, attempt):
                 waits = backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
                 await asyncio.sleep(waits)
@@ -225,7 +220,8 @@ class Fetcher:
     # One hop
 
     def _host(self, place: URL) -> HostPace:
-        key = place.raw_authority
+        # Who asks is of no matter, nor is the scheme: http and https without a port are one server.
+        key = (place.raw_host, place.explicit_port)
         if key not in self._hosts:
             config = self.config
             self._hosts[key] = HostPace(connections=config.per_host, interval_s=config.per_host_interval_s)
@@ -319,7 +315,7 @@ class Fetcher:
         if response.content_length is not None and response.content_length > limit:
             answer.reason = "too_large"
             return
-        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        coding = _coding(response)
         body = bytearray()
         async for piece in response.content.iter_chunked(_PIECE_BYTES):
             body += piece
@@ -329,7 +325,11 @@ class Fetcher:
             if coding == "identity" and len(body) >= SNIFF_BYTES and sniff_format(bytes(body[:SNIFF_BYTES])) is None:
                 answer.reason = "not_an_image"
                 return
-        data = bytes(body) if coding == "identity" else _decoded(bytes(body), coding, limit)
+        try:
+            data, _ = _decoded(bytes(body), coding, limit)
+        except zlib.error:
+            answer.reason = "not_an_image"
+            return
         if len(data) > limit:
             answer.reason = "too_large"
             return
@@ -338,24 +338,52 @@ class Fetcher:
         answer.body = data if answer.format else None
 
     async def _read_robots(self, response: ClientResponse, answer: _Answer) -> None:
-        """The first bytes of robots.txt; the rest is not read."""
-        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        """The first bytes of robots.txt; the rest is not read. What cannot be unpacked allows nothing."""
+        limit = robots.MAX_ROBOTS_BYTES
         body = bytearray()
         async for piece in response.content.iter_chunked(_PIECE_BYTES):
             body += piece
-            if len(body) >= robots.MAX_ROBOTS_BYTES:
+            if len(body) >= limit:
                 break
-        answer.body = bytes(body) if coding == "identity" else _decoded(bytes(body), coding, robots.MAX_ROBOTS_BYTES)
+        try:
+            text, whole = _decoded(bytes(body), _coding(response), limit)
+        except zlib.error:
+            answer.reason = "robots_unreachable"
+            return
+        if whole or len(body) >= limit or len(text) >= limit:
+            answer.body = text
+        else:
+            answer.reason = "robots_unreachable"
 
 
-def _decoded(data: bytes, coding: str, limit: int) -> bytes:
-    """A body that came compressed although asked for plain; at most ``limit + 1`` bytes, none where it is damaged."""
-    if coding not in _CODINGS:
-        return b""
+def _place(text: str, base: URL | None = None) -> URL | None:
+    """An address, or where a redirect from ``base`` leads; None for what is none."""
+    from yarl import URL
+
     try:
-        return zlib.decompressobj(_CODINGS[coding]).decompress(data, limit + 1)
-    except zlib.error:
-        return b""
+        return URL(text) if base is None else base.join(URL(text)).with_fragment(None)
+    except (ValueError, IndexError):  # yarl trips over `http://[x]@/`
+        return None
+
+
+def _coding(response: ClientResponse) -> str:
+    """All of Content-Encoding; ``identity`` where there is none."""
+    return ", ".join(response.headers.getall("Content-Encoding", ())).strip().lower() or "identity"
+
+
+def _decoded(data: bytes, coding: str, limit: int) -> tuple[bytes, bool]:
+    """A body, which may come compressed although asked for plain: at most ``limit + 1`` bytes, and whether it is whole.
+
+    Raises:
+        zlib.error: it is damaged, or packed in another way than was said, or in one that is not known here.
+    """
+    if coding == "identity":
+        return data, True
+    if coding not in _CODINGS:
+        raise zlib.error(f"Content-Encoding {coding!r}")
+    unpacker = zlib.decompressobj(_CODINGS[coding])
+    unpacked = unpacker.decompress(data, limit + 1)
+    return unpacked, unpacker.eof and not unpacker.unused_data
 
 
 def _text(header: str | None) -> str | None:

@@ -6,6 +6,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,7 @@ def list_header(path: Path) -> list[str] | None:
     with _open(path) as stream:
         try:
             return next(csv.reader(_text(stream), delimiter="," if suffix == ".csv" else "\t"), [])
-        except (csv.Error, OSError, EOFError) as error:
+        except (csv.Error, OSError, EOFError, zlib.error) as error:
             raise ConfigError(f"location: {str(path)!r} is no {suffix[1:]} file: {error}") from None
 
 
@@ -87,12 +88,12 @@ def _read_csv(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterato
 
 def _read_jsonl(path: Path, columns: Mapping[str, str]) -> Iterator[SourceRow]:
     with _open(path) as file:
-        for line in file:
+        for place, line in enumerate(file):
             if not line.strip():
                 yield SourceRow(None, None, None, None, None, "empty line")
                 continue
             try:
-                values = json.loads(line.decode("utf-8"))
+                values = json.loads(line.decode("utf-8-sig" if place == 0 else "utf-8"))
             except UnicodeDecodeError:
                 yield SourceRow(None, None, None, None, None, NOT_UTF8)
                 continue

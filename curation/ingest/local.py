@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import tarfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,7 +42,7 @@ def _read_file(path: Path) -> bytes | None:
 
 def _read_tar(path: Path, names: Sequence[str]) -> Iterator[bytes | None]:
     wanted = set(names)
-    there: defaultdict[str, list[tarfile.TarInfo]] = defaultdict(list)
+    there: dict[str, tarfile.TarInfo] = {}
     try:
         tar = tarfile.open(path, "r:*")  # noqa: SIM115 - closed below
     except (tarfile.TarError, EOFError, OSError):
@@ -54,12 +53,12 @@ def _read_tar(path: Path, names: Sequence[str]) -> Iterator[bytes | None]:
             for info in tar:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
                 if info.isfile() and info.name in wanted:
-                    there[info.name].append(info)
+                    there.setdefault(info.name, info)  # the first of a name: registration takes no other
         except (tarfile.TarError, EOFError, OSError):
             pass  # what stands before the damage is there
         for name in names:
-            found = there[name]
-            yield _extract(tar, found.pop(0) if len(found) > 1 else found[0]) if found else None
+            found = there.get(name)
+            yield None if found is None else _extract(tar, found)
 
 
 def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:

@@ -17,6 +17,7 @@ PICTURE_SUFFIXES = (
     *(".tif", ".tiff", ".avif", ".heic", ".heif", ".jxl"),
 )
 MANIFEST = "manifest.csv"
+TWICE = "stands twice in the archive"
 _BATCH_ROWS = 4096
 
 
@@ -29,16 +30,19 @@ def read_folder(folder: Path) -> Iterator[SourceRow]:
 
 
 def read_tar(path: Path) -> Iterator[SourceRow]:
-    """Pictures of a tar, in stored order.
+    """Pictures of a tar, in stored order. Of several members with one name only the first can be asked for.
 
     Raises:
         ConfigError: the tar is damaged.
     """
+    seen: set[str] = set()
     try:
         labels = _manifest_labels(path)
         for member in members(path):
             if is_picture(member.name):
-                yield _local_row(member.name, labels.get(member.name.removeprefix("./")), member.size)
+                row = _local_row(member.name, labels.get(member.name.removeprefix("./")), member.size)
+                yield row._replace(error=row.error or TWICE) if member.name in seen else row
+                seen.add(member.name)
     except TarError as error:
         raise ConfigError(f"location: {error}; give a tar that is whole") from None
 

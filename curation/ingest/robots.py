@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
+import re
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
@@ -14,6 +16,8 @@ if TYPE_CHECKING:
 MAX_ROBOTS_BYTES = 500_000
 OPT_OUT_DIRECTIVES = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
 _VALUED = frozenset(("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"))
+_AGENT = re.compile(r"\*|[a-z_-][a-z0-9_-]*")  # what may stand before a colon; pieces of a date do not match
+_MAX_KNOWN = 20_000  # authorities; those asked longest ago are forgotten
 _KEEP_S = 24 * 3600.0
 _KEEP_FAILURE_S = 300.0
 
@@ -70,7 +74,10 @@ class Robots:
     async def _ask(self, authority: str) -> Rules:
         try:
             rules = parse_reply(await self._get(f"{authority}/robots.txt"))
+            self._known.pop(authority, None)
             self._known[authority] = rules
+            while len(self._known) > _MAX_KNOWN:
+                del self._known[next(iter(self._known))]
             return rules
         finally:
             del self._asking[authority]
@@ -92,7 +99,9 @@ def parse_reply(reply: Reply) -> Rules:
         return Rules(state="none", failure=None, expires=late)
     from protego import Protego
 
-    text = reply.body[:MAX_ROBOTS_BYTES].decode("utf-8-sig", "replace")
+    body = reply.body[:MAX_ROBOTS_BYTES]
+    is_utf16 = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    text = body.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
     return Rules(state="allowed", failure=None, expires=late, parsed=Protego.parse(text))
 
 
@@ -121,7 +130,7 @@ def _directive(value: str, agent: str) -> str | None:
         directive = part.strip()
         if colon and name.strip() in _VALUED:
             continue
-        if colon:
+        if colon and _AGENT.fullmatch(name.strip()):
             to_us = name.strip() in ("*", agent.lower())
             directive = rest.strip()
         if to_us and directive in OPT_OUT_DIRECTIVES:

@@ -37,7 +37,10 @@ _KEY_BITS = 64
 
 
 class ScreenConfig(Config):
-    """Rules about addresses. Pictures of folders and archives have none, and pass."""
+    """Rules about addresses. Pictures of folders and archives have none, and pass.
+
+    A picture of a parquet file that says where it came from is here already: of it only the block lists are asked.
+    """
 
     schemes: list[str] = Field(default=["http", "https"], description="of the address, lower case")
     blocked_hosts: list[str] = Field(default_factory=list, description="hosts; a domain covers all hosts below it")
@@ -82,11 +85,22 @@ class Rules:
             return "broken_line", None
         if address.scheme not in self.schemes:
             return "scheme", None
-        if self.hosts and any(domain in self.hosts for domain in _domains(address.host)):
-            return "blocked_host", None
+        reason = self._block(address.host, canonical)
+        return reason, canonical if reason is None else None
+
+    def judge_origin(self, url: str) -> str | None:
+        """Reason to drop a picture that is here already, from where it came; None also where that is no address."""
+        try:
+            return self._block(parse_address(url).host, canonical_url(url))
+        except AddressError:
+            return None
+
+    def _block(self, host: str, canonical: str) -> str | None:
+        if self.hosts and any(domain in self.hosts for domain in _domains(host)):
+            return "blocked_host"
         if canonical.startswith(self.prefixes) or any(part in canonical for part in self.parts):
-            return "blocked_url", None
-        return None, canonical
+            return "blocked_url"
+        return None
 
 
 def url_key(canonical: str) -> int:
@@ -202,6 +216,7 @@ class Screened(ShardStage):
 
     name = "screened"
     section = "screen"
+    version = 2  # 1: pictures that are here already passed the block lists
     kind = "verdict"
     reads = ("urls", "url_duplicates")
     writes = ("screened",)
@@ -227,10 +242,14 @@ class Screened(ShardStage):
             self.rules = self.rules or Rules(self.screen)
             repeated = _repeats_of(io, urls["image_id"].to_numpy())
             for place, row in enumerate(rows):
-                if reasons[place] is None and row["location"] is None:
-                    reasons[place] = self.rules.judge(row["url"])[0]
-                    if reasons[place] is None and row["image_id"] in repeated:
-                        reasons[place] = "duplicate_url"
+                if reasons[place] is not None:
+                    continue
+                if row["location"] is not None:
+                    reasons[place] = None if row["url"] is None else self.rules.judge_origin(row["url"])
+                    continue
+                reasons[place] = self.rules.judge(row["url"])[0]
+                if reasons[place] is None and row["image_id"] in repeated:
+                    reasons[place] = "duplicate_url"
         nothing = pa.nulls(len(rows), pa.string())
         covered = pa.table({"image_id": urls["image_id"], "sha256": nothing})
         return {"screened": verdict_table("screened", covered, reason=reasons)}

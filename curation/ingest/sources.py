@@ -7,6 +7,7 @@ than one of a thousand.
 from __future__ import annotations
 
 import glob
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -51,7 +52,7 @@ def read_rows(config: SourceConfig) -> Iterator[SourceRow]:
     """Rows of a source, in an order that depends on its content only.
 
     Raises:
-        ConfigError: nothing is there, or a file is damaged as a whole.
+        ConfigError: nothing is there, or a file is damaged as a whole or cut off.
     """
     several = several_files(config.location)
     for path in source_files(config):
@@ -64,11 +65,23 @@ def read_rows(config: SourceConfig) -> Iterator[SourceRow]:
                 rows = read_tar(path)
             case "parquet":
                 rows = read_parquet(path, config.image_column, _columns(config, path))
+        rows = _to_the_end(path, rows)
         if several and config.kind != "list":
             prefix = path.relative_to(glob_base(config.location)).as_posix()
             yield from (row._replace(location=f"{prefix}::{row.location}") for row in rows)
         else:
             yield from rows
+
+
+def _to_the_end(path: Path, rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
+    """Rows of one file. What goes wrong with those who take them does not pass through here."""
+    import pyarrow as pa
+
+    try:
+        yield from rows
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid) as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"location {str(path)!r} cannot be read to its end: {why}") from None
 
 
 def check_source(key: str, config: SourceConfig) -> None:

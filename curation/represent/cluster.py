@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from curation.dedup.describe import vectors_of
 from curation.dedup.near import rows_at
 from curation.represent import kmeans
 from curation.schema import TABLES
@@ -35,7 +36,7 @@ def fit_kmeans(
     for shard in shards:
         table = io.read(io.part("embeddings", shard))
         ids.append(np.array(table["sha256"].to_pylist(), object))
-        vectors.append(kmeans.vectors_of(table).astype(np.float16))
+        vectors.append(vectors_of(table).astype(np.float16))
     if not sum(len(part) for part in ids):
         raise ConfigError(
             "cluster: no picture of the sources is left to be clustered; `lvd funnel` shows where they went"
@@ -65,7 +66,7 @@ class FitKmeans(GlobalStage):
     def folder(self, table: str, context: Context) -> str:
         """``fits/fit_kmeans/kmeans-KEY``: of the settings and of the embedder's folder."""
         embedder = context.part("embeddings", 0).folder
-        return f"fits/{keyed_folder(table, 'kmeans', self.config.fingerprint_values(), embedder)}"
+        return f"fits/{keyed_folder(table, 'kmeans', self.version, self.config.fingerprint_values(), embedder)}"
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One fit over the first shards that hold the sample."""
@@ -100,6 +101,6 @@ class Clusters(ShardStage):
         fitted = io.table("fit_kmeans")["vector"].combine_chunks()
         dim = table.schema.field("vector").type.list_size
         centroids = np.asarray(fitted.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(-1, dim)
-        cluster, similarity = kmeans.assign(kmeans.vectors_of(table)[at], centroids)
+        cluster, similarity = kmeans.assign(vectors_of(table)[at], centroids)
         schema = TABLES["clusters"].schema
         return {"clusters": pa.table([io.rows["image_id"], pa.array(cluster), pa.array(similarity)], schema=schema)}

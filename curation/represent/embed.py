@@ -27,12 +27,13 @@ class EmbedConfig(BackboneConfig):
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
 
     def model_values(self) -> dict[str, Any]:
-        """What decides the vectors: a name without a path, the digest of the weights, size, pooling, fit."""
+        """What decides the vectors: a name without a path, the digest of the weights, size, pooling, batch, fit."""
         if self.name == HANDMADE:
             return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards]}
         name = self.kind if self.kind in ("checkpoint", "script") else self.name
         weights = weights_digest(self, "embed")
-        return {"name": name, "weights_sha256": weights, "size_px": self.size_px, "pooling": self.pooling}
+        shape = {"size_px": self.size_px, "pooling": self.pooling, "batch_size": self.batch_size}
+        return {"name": name, "weights_sha256": weights, **shape}
 
     @property
     def label(self) -> str:
@@ -86,9 +87,9 @@ class FitEmbedder(GlobalStage):
         return self.config.model_values()
 
     def folder(self, table: str, context: Context) -> str:
-        """``fits/fit_embedder/NAME-KEY``."""
-        del context
-        return f"fits/{keyed_folder(table, self.config.label, self.config.model_values())}"
+        """``fits/fit_embedder/NAME-KEY``: of the settings and of the pictures' folder."""
+        pixels = context.part("detections", 0).folder
+        return f"fits/{keyed_folder(table, self.config.label, self.version, self.config.model_values(), pixels)}"
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One fit."""
@@ -125,7 +126,8 @@ class Embed(ShardStage):
     def folder(self, table: str, context: Context) -> str:
         """``embeddings/NAME-KEY``: of the model and, where there is one, of its fit."""
         fit = context.digest(context.part("fit_embedder", 0))
-        return keyed_folder(table, self.config.label, self.config.model_values(), fit)
+        pixels = context.part("detections", 0).folder
+        return keyed_folder(table, self.config.label, self.version, self.config.model_values(), fit, pixels)
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Decode, embed, round to fp16."""

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import pyarrow as pa
 
 _CANDIDATES = 4
 MARGIN = 1e-4  # fp32 GEMM of unit vectors is off by less
 _BLOCK_SCORES = 1 << 24  # similarities held at once; 64 MiB
-
-
-def vectors_of(table: pa.Table) -> np.ndarray:
-    """The column ``vector`` of a pa.Table as float32 [N, D]."""
-    dim = table.schema.field("vector").type.list_size
-    column = pa.concat_arrays(table["vector"].chunks) if len(table) else pa.array([], table.schema.field("vector").type)
-    return np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(table), dim)
+_BLOCK_PAIRS = 1 << 12  # pairs scored exactly at once; 40 MiB an array at D = 1280
 
 
 def fit(vectors: np.ndarray, *, num_clusters: int, iterations: int, seed: int) -> np.ndarray:
@@ -54,6 +47,15 @@ def similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.asarray((a.astype(np.float64) * b.astype(np.float64)).sum(axis=-1), np.float32)
 
 
+def similarities(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """``similarity`` of rows ``i`` of ``a`` [N, D] and rows ``j`` of ``b`` [M, D], float32 [P], a block at a time."""
+    found = np.empty(len(i), np.float32)
+    for start in range(0, len(i), _BLOCK_PAIRS):
+        block = slice(start, start + _BLOCK_PAIRS)
+        found[block] = similarity(a[i[block]], b[j[block]])
+    return found
+
+
 def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Nearest centroid of each vector; ties go to the least number.
 
@@ -74,13 +76,13 @@ def assign(vectors: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.n
         block = vectors[start : start + num_rows]
         scores = block @ centroids.T
         candidates = np.sort(np.argpartition(-scores, num - 1, axis=1)[:, :num], axis=1)
-        exact = similarity(block[:, None, :], centroids[candidates])
         rows = np.arange(len(block))
+        exact = similarities(block, centroids, np.repeat(rows, num), candidates.ravel()).reshape(-1, num)
         pick = exact.argmax(axis=1)
         clusters[start : start + len(block)] = candidates[rows, pick]
         best[start : start + len(block)] = exact[rows, pick]
         worst = np.take_along_axis(scores, candidates, axis=1).min(axis=1)
         for row in np.flatnonzero((worst > exact.max(axis=1) - MARGIN) & (num < len(centroids))):
-            full = similarity(block[row], centroids)
+            full = similarities(block, centroids, np.full(len(centroids), row), np.arange(len(centroids)))
             clusters[start + row], best[start + row] = full.argmax(), full.max()
     return clusters, best

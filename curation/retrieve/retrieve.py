@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from curation.dedup.describe import vectors_of
 from curation.dedup.near import rows_at
 from curation.ingest.sources import QueryConfig
 from curation.represent import kmeans
@@ -170,7 +171,7 @@ def candidates(queries: np.ndarray, pool: np.ndarray, k: int) -> tuple[np.ndarra
         at_query, at_pool = np.nonzero(scores >= floor)
         found.append((at_query + start, at_pool))
     at_query, at_pool = (np.concatenate([pair[side] for pair in found]) for side in (0, 1))
-    return at_query, at_pool, kmeans.similarity(queries[at_query], pool[at_pool])
+    return at_query, at_pool, kmeans.similarities(queries, pool, at_query, at_pool)
 
 
 def sample_neighbours(io: TaskIO, *, query_set: str, query_shard: int, pool_shards: list[int], k: int) -> pa.Table:
@@ -191,7 +192,7 @@ def sample_neighbours(io: TaskIO, *, query_set: str, query_shard: int, pool_shar
 def _vectors_at(io: TaskIO, shard: int, ids: np.ndarray) -> np.ndarray:
     """Embeddings of some pictures of a shard, float32 [N, D]."""
     table = io.read(io.part("embeddings", shard), ["image_id", "vector"])
-    return np.asarray(kmeans.vectors_of(table)[rows_at(table["image_id"].to_numpy(), ids)])
+    return np.asarray(vectors_of(table)[rows_at(table["image_id"].to_numpy(), ids)])
 
 
 # Clusters

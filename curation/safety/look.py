@@ -141,7 +141,7 @@ class LookStage(ShardStage):
         """Both tables are keyed by all that decides them, as they are made in one pass."""
         del context
         names = [self.config.detector, *(["yunet"] if self.config.yunet else [])]
-        return keyed_folder(table, "-".join(names), self.config.detection_values())
+        return keyed_folder(table, "-".join(names), self.version, self.config.detection_values())
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """One picture after another; bytes never pile up."""

@@ -1,5 +1,5 @@
 -- Grain: one row a picture whose representative was not kept by the same verdict, or a kept picture that another
--- represents. Must be empty: a group always leaves its representative.
+-- represents. Must be empty: a group always leaves its representative, and what a blocked hash names is in no group.
 WITH groups AS (
     SELECT image_id, 'near' AS stage, keep, reason, representative_id FROM near
     UNION ALL
@@ -8,7 +8,6 @@ WITH groups AS (
 SELECT g.image_id, g.stage, g.reason, g.representative_id, r.keep AS representative_keep
 FROM groups g
 LEFT JOIN groups r ON r.stage = g.stage AND r.image_id = g.representative_id
-WHERE (g.reason IN ('exact_duplicate', 'near_duplicate', 'copy')
-        AND NOT coalesce(r.keep OR r.reason = 'blocked_hash', false))
-    OR (g.keep AND g.stage = 'near' AND g.representative_id <> g.image_id)
+WHERE (g.reason IN ('exact_duplicate', 'near_duplicate', 'copy') AND NOT coalesce(r.keep, false))
+    OR (g.keep AND g.representative_id IS DISTINCT FROM g.image_id)
 ORDER BY ALL;

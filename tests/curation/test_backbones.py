@@ -1,5 +1,6 @@
 """Backbones: every kind of name with small models and weights made here; errors are one line before any work."""
 
+import hashlib
 import json
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curation.backbones import BackboneConfig, open_backbone, weights_digest, weights_file
+from curation.backbones import BackboneConfig, file_sha256, open_backbone, weights_digest, weights_file
 from curation.stage import ConfigError
 
 torch = pytest.importorskip("torch")
@@ -109,6 +110,38 @@ def test_square_of_a_picture(vit):
         assert backbone.prepare(np.zeros((height, width, 3), np.uint8)).shape == (64, 64, 3)
 
 
+@pytest.mark.parametrize("shape", [(64, 64), (288, 288), (288, 400), (433, 288), (57, 91), (320, 40), (10, 10), (1, 7)])
+def test_square_equals_the_cut_of_the_whole_resized(vit, shape):
+    from PIL import Image
+
+    backbone = open_backbone(BackboneConfig(name=f"timm:{VIT}", weights=str(vit), size_px=64))
+    rgb = np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+    scale = round(64 / backbone._crop_ratio) / min(shape)
+    size = [max(64, round(side * scale)) for side in shape]
+    top, left = ((side - 64) // 2 for side in size)
+    whole = np.asarray(Image.fromarray(rgb).resize(size[::-1], Image.Resampling.BICUBIC))
+    assert np.array_equal(backbone.prepare(rgb), whole[top : top + 64, left : left + 64])
+
+
+@pytest.mark.parametrize("shape", [(2, 40_000), (40_000, 2), (1, 65_500)])
+def test_a_thin_picture_needs_no_memory_and_shows_its_middle(vit, shape, monkeypatch):
+    from PIL import Image
+
+    sides = []
+    resize = Image.Image.resize
+
+    def seen(self, size, *args, **kwargs):
+        sides.extend(size)
+        return resize(self, size, *args, **kwargs)
+
+    monkeypatch.setattr(Image.Image, "resize", seen)
+    backbone = open_backbone(BackboneConfig(name=f"timm:{VIT}", weights=str(vit), size_px=64))
+    rgb = np.zeros((*shape, 3), np.uint8)
+    rgb[tuple(slice(side // 2 - 30, side // 2 + 30) if side > 60 else slice(None) for side in shape)] = 200
+    assert (backbone.prepare(rgb) == 200).all()
+    assert max(sides) <= 9 * 80
+
+
 def test_digest_is_of_the_bytes(vit, tmp_path):
     config = BackboneConfig(name=f"timm:{VIT}", weights=str(vit))
     copy = tmp_path / "elsewhere.safetensors"
@@ -116,6 +149,16 @@ def test_digest_is_of_the_bytes(vit, tmp_path):
     assert weights_digest(config, "embed") == weights_digest(config.model_copy(update={"weights": str(copy)}), "embed")
     copy.write_bytes(vit.read_bytes() + b" ")
     assert weights_digest(config, "embed") != weights_digest(config.model_copy(update={"weights": str(copy)}), "embed")
+
+
+def test_digest_of_a_file_that_changes_or_is_not_there(tmp_path):
+    path = tmp_path / "weights"
+    for data in (b"one", b"four"):
+        path.write_bytes(data)
+        assert file_sha256(path, key="k") == file_sha256(str(path), key="k") == hashlib.sha256(data).hexdigest()
+    path.unlink()
+    with pytest.raises(ConfigError, match=r"^descriptor.weights: got '.*weights', which cannot be read \(No such file"):
+        file_sha256(path, key="descriptor.weights")
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,44 @@ def test_a_check_finds_what_it_is_for(exported: Any, name: str):
     assert name in run_checks(exported.connect())
 
 
+def block(run: Any) -> None:
+    """What stands for a group is dropped for a blocked hash."""
+    run.change("near", WEB, 0, keep=False, reason="blocked_hash")
+
+
+def empty_the_plan(run: Any) -> None:
+    """The plan holds nothing, and so does the manifest."""
+    for name, num_parts in (("export_plan", 1), ("manifest", 2), ("shards", 1)):
+        for part in range(num_parts):
+            run.write(name, part, [])
+
+
+FURTHER = [
+    ("representative_is_kept", block, [FIRST + 4]),
+    ("representative_is_kept", lambda run: run.change("duplicates", WEB, 0, representative_id=SECOND), [FIRST]),
+    ("representative_is_kept", lambda run: run.change("duplicates", WEB, 0, representative_id=None), [FIRST]),
+    ("manifest_matches_selection", empty_the_plan, None),
+]
+
+
+@pytest.mark.parametrize(("name", "change", "found"), FURTHER)
+def test_a_check_finds_what_is_less_plain(exported: Any, name: str, change: Any, found: list[int] | None):
+    change(exported)
+    frame = run_sql(exported.connect(), name)
+    if found is None:
+        kept = exported.connect().execute("SELECT image_id FROM selection WHERE keep").fetchall()
+        found = sorted(image_id for (image_id,) in kept)
+        assert len(found) == 6
+    assert list(frame.image_id) == found
+
+
+def test_an_empty_plan_of_an_empty_selection_is_no_problem(exported: Any):
+    empty_the_plan(exported)
+    for part in (exported.run / "selection").glob("part-*.parquet"):
+        part.unlink()
+    assert len(run_sql(exported.connect(), "manifest_matches_selection")) == 0
+
+
 def test_a_run_without_any_part_has_all_views(tmp_path: Path):
     connection = connect(tmp_path / "pool", tmp_path / "run", {}, set())
     for name, table in TABLES.items():

@@ -91,6 +91,19 @@ def test_a_root_that_cannot_be_written(capsys, tmp_path, fresh):
     assert "cannot be written to" in refused(capsys, "smoke", *fresh, f"run={tmp_path}/file/run")
 
 
+def test_one_folder_for_pool_and_run(capsys, tmp_path, fresh):
+    assert "which is the pool too" in refused(capsys, "smoke", *fresh, f"run={tmp_path}/pool")
+
+
+@pytest.mark.slow
+def test_a_damaged_part_names_the_file(capsys, lab, undisturbed, tmp_path):
+    folder = lab.copy(undisturbed, tmp_path / "copy")
+    part = folder / "run" / "safety" / "part-004000001.parquet"
+    part.unlink()
+    part.write_bytes(b"PAR1 not quite")
+    assert "safety/part-004000001.parquet is damaged" in refused(capsys, "smoke", *lab.overrides(folder))
+
+
 def test_a_stage_that_does_not_exist(capsys, fresh):
     line = refused(capsys, "smoke", *fresh, "--until", "hashing")
     assert "--until 'hashing' is not a stage; stages: screen_keys," in line

@@ -154,6 +154,66 @@ def test_an_appended_list_and_a_shortened_block_list(lab, undisturbed, tmp_path)
     assert lab.contents(scratch) == lab.contents(tmp_path)
 
 
+def test_other_intermediates_are_other_pictures(lab, undisturbed, tmp_path):
+    """Vectors are of the intermediates: other ones redo all that follows from them, as a run from scratch does."""
+    folder = lab.copy(undisturbed, tmp_path / "changed")
+    outcome = lab.curate(folder, "look.small_px=96")
+    assert {"look", "fit_descriptor", "describe", "edges", "embed", "cluster", "export"} <= stages(outcome)
+    scratch = lab.copy(undisturbed / "pool", tmp_path / "scratch" / "pool").parent
+    for table in ("hashes", "detections", "descriptors", "embeddings", "fits"):
+        shutil.rmtree(scratch / "pool" / table)
+    lab.curate(scratch, "look.small_px=96")
+    assert lab.contents(folder) == lab.contents(scratch)
+
+
+def test_a_fit_that_was_tried_on_a_part_of_the_pool_does_not_stay(lab, undisturbed, tmp_path):
+    pool = lab.copy(undisturbed / "pool", tmp_path / "pool", without=("fits", "descriptors", "embeddings"))
+    assert pool.is_dir()
+    lab.curate(tmp_path, "execution.max_shards=1")
+    lab.curate(tmp_path)
+    assert lab.contents(tmp_path) == lab.contents(undisturbed)
+
+
+def test_a_driver_that_lost_its_lease_removes_nothing(lab, undisturbed, tmp_path, monkeypatch):
+    from curation.store import LeaseLostError
+    from pipelines import drive
+
+    folder = lab.copy(undisturbed, tmp_path / "copy")
+    real = drive.Driver._run_global
+
+    def lose(self, stage):
+        if stage.name == "components":
+            note = folder / "run" / "lease.json"
+            note.write_text(note.read_text().replace('"token": "', '"token": "another-'))
+        real(self, stage)
+
+    monkeypatch.setattr(drive.Driver, "_run_global", lose)
+    with pytest.raises(LeaseLostError, match="another driver took it over"):
+        lab.curate(folder, "duplicates.threshold=0.7")
+    assert lab.digests(folder, "run").keys() >= lab.digests(undisturbed, "run").keys()
+
+
+def test_a_lost_log_of_visits_visits_nobody(lab, undisturbed, tmp_path):
+    folder = lab.copy(undisturbed, tmp_path / "copy")
+    shutil.rmtree(folder / "pool" / "fetch_log")
+    assert lab.curate(folder).summary.num_jobs == 0
+
+
+def test_a_dry_run_sees_a_line_more_and_writes_nothing(lab, undisturbed, tmp_path):
+    from pipelines.session import Options, curate
+
+    folder = lab.copy(undisturbed, tmp_path / "copy")
+    before = lab.digests(folder)
+    listed = tmp_path / "urls.csv"
+    lines = (lab.web / "urls.csv").read_bytes()
+    listed.write_bytes(lines + b"http://h001.sample.test/one-more.jpg,,\n")
+    said: list[str] = []
+    outcome = curate(lab.recipe(folder, f"sources.web.location={listed}"), Options(dry_run=True), said.append)
+    assert "register pool 'web': 1 rows more, 241 in all" in said
+    assert {line.stage: line.num_undone for line in outcome.lines}["screen_keys"] == 1
+    assert lab.digests(folder) == before
+
+
 def test_a_source_that_changed_is_an_error(lab, undisturbed, tmp_path):
     from curation.stage import ConfigError
 

@@ -5,7 +5,8 @@
 | EXIF orientation | applied; a broken EXIF block is ignored |
 | CMYK, YCCK | RGB by Pillow's conversion |
 | 16-bit | scaled to 8 bits, not clipped |
-| 32-bit integer, float | its own range scaled to 0..255, unless it fits 0..65535 (as 16-bit) or 0..1 |
+| 32-bit integer | its own range scaled to 0..255; as 16-bit where it fits 0..65535 |
+| float | the same, but 0..1 and 0..255 are scaled as such where it fits them; NaN and infinity are 0 |
 | colour profile | not applied: pixels are as stored |
 | palette, alpha | laid on white |
 | grey | three equal channels |

@@ -127,3 +127,13 @@ def test_a_row_without_a_stored_picture_is_no_silent_zero(described: Any) -> Non
     kept = described.read(described.part("detections", 0)).select(["image_id", "sha256"])
     with pytest.raises(LookupError, match="picture 10 passed safety, but look stored no 288-px version of it"):
         Describe(CONFIG).run(0, replace(described, shard=0, rows=kept))
+
+
+@pytest.mark.parametrize("num", [0, 3])
+@pytest.mark.parametrize("dim", [8, 512])
+def test_vectors_come_back_from_a_table(num: int, dim: int) -> None:
+    vectors = np.random.default_rng(1).normal(size=(num, dim)).astype(np.float16)
+    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), dim)
+    table = pa.table([pa.array(range(num), pa.int64()), pa.array(["x"] * num), column], schema=vector_schema(dim))
+    assert vectors_of(pa.concat_tables([table[:1], table[1:]])).tolist() == vectors.tolist()
+    assert vectors_of(vector_schema(dim).empty_table()).shape == (0, dim)

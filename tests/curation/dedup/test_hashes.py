@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.dedup.hashes import dhash, hamming, luma, luma_std, phash, pixel_sha256
+from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,3 @@ def test_luma_std_equals_numpys(photos) -> None:
     half = np.zeros((10, 10, 3), np.uint8)
     half[:5] = 255
     assert luma_std(half) == 127.5
-
-
-def test_hamming() -> None:
-    a = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
-    assert hamming(a, np.uint64(0)).tolist() == [0, 1, 1, 64]
-    distances = hamming(a[:, None], a[None])
-    assert distances.shape == (4, 4)
-    assert distances.dtype == np.uint8
-    assert np.array_equal(distances, distances.T)
-    assert distances[1, 2] == 2

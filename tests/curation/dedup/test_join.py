@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from curation.dedup import join
 from curation.dedup.join import (
     Members,
     assign,
@@ -11,6 +12,7 @@ from curation.dedup.join import (
     fit_centroids,
     join_list,
     join_references,
+    similarities,
 )
 
 
@@ -84,6 +86,14 @@ def test_similarity_is_exact() -> None:
     permuted = vectors[:, np.random.default_rng(0).permutation(512)]
     np.testing.assert_array_equal(one, exact_similarity(permuted[:-1], permuted[1:]))
     np.testing.assert_array_equal(exact_similarity(vectors, vectors), np.ones(len(vectors), np.float32))
+
+
+@pytest.mark.parametrize("num_pairs", [0, 9, 10, 1001])
+def test_similarities_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch, num_pairs: int) -> None:
+    monkeypatch.setattr(join, "BLOCK_PAIRS", 10)
+    a, b = unit_vectors(6, 20), unit_vectors(7, 10)
+    i, j = (np.random.default_rng(0).integers(0, num, num_pairs) for num in (60, 30))
+    assert similarities(a, b, i, j).tobytes() == exact_similarity(a[i], b[j]).tobytes()
 
 
 def test_references_that_probe_all_lists_are_all_met() -> None:

@@ -107,3 +107,13 @@ def test_blocked_hashes_are_checked() -> None:
     with pytest.raises(ValidationError, match="got 'xyz', allowed are pHashes of 16 hex digits"):
         NearConfig(blocked_hashes=("xyz",))
     assert NearConfig(blocked_hashes=("FF00FF00FF00FF00",)).blocked_hashes == ("ff00ff00ff00ff00",)
+
+
+def test_hamming() -> None:
+    a = np.array([0, 1, 2**63, 2**64 - 1], np.uint64)
+    assert hamming(a, np.uint64(0)).tolist() == [0, 1, 1, 64]
+    distances = hamming(a[:, None], a[None])
+    assert distances.shape == (4, 4)
+    assert distances.dtype == np.int16
+    assert np.array_equal(distances, distances.T)
+    assert distances[1, 2] == 2

@@ -206,3 +206,10 @@ def test_a_threshold_below_the_stored_edges_is_refused() -> None:
         Leakage(LeakageConfig(threshold=0.3), DESCRIPTOR, EDGES)
     loose = EdgesConfig(floor=0.2)
     assert Duplicates(DuplicatesConfig(threshold=0.3), DESCRIPTOR, loose).threshold == 0.3
+
+
+def test_many_lists_need_a_large_sample() -> None:
+    EdgesConfig(num_lists=64, fit_pictures=10)
+    EdgesConfig(num_lists=65, fit_pictures=39 * 65)
+    with pytest.raises(ValueError, match=r"edges.fit_pictures: got 2534, allowed with edges.num_lists=65: 2535"):
+        EdgesConfig(num_lists=65, fit_pictures=39 * 65 - 1)

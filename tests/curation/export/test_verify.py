@@ -1,8 +1,9 @@
+import json
 from typing import Any
 
 import pytest
 
-from curation.export.export import ExportConfig
+from curation.export.export import LINEAGE, ExportConfig
 from curation.export.verify import verify
 
 
@@ -26,6 +27,31 @@ def test_a_changed_byte_is_found(exported: Any):
     assert num_samples == 6
     assert any("sha256 is" in problem for problem in problems)
     assert any(f"{row['key']}: its bytes have another sha256" in problem for problem in problems)
+
+
+def with_json(run: Any, change: Any) -> str:
+    """Problems after the json of the first sample became ``change`` of it, in the same number of bytes."""
+    row = run.read("manifest", 0)[0]
+    path = run.run / row["tar"]
+    data = path.read_bytes()
+    start = data.index(b"{", row["offset"] + row["size"])
+    stop = data.index(b"}", start) + 1
+    changed = json.dumps(change(json.loads(data[start:stop])), ensure_ascii=False).encode().ljust(stop - start)
+    assert len(changed) == stop - start
+    path.write_bytes(data[:start] + changed + data[stop:])
+    return "\n".join(verify(run.store("run"))[0])
+
+
+def test_a_json_that_is_not_the_lineage_is_found(exported: Any):
+    problems = with_json(exported, lambda told: {"urk": "", "image_id": 5})
+    assert "json says image_id 5, manifest " in problems
+    assert "json holds 'urk', which is no lineage" in problems
+    assert all(f"json lacks {name}" in problems for name in LINEAGE if name != "image_id")
+
+
+@pytest.mark.parametrize("told", [[], [["image_id", 5]], None, "text", 3])
+def test_a_json_that_is_no_object_is_a_problem(exported: Any, told: Any):
+    assert f"json is no object: {told!r}" in with_json(exported, lambda _: told)
 
 
 def test_a_cut_off_tar_is_found(exported: Any):

@@ -142,6 +142,11 @@ def test_one_dead_host_does_not_trip_the_breaker():
         breaker.count("h9.test", Outcome(reason="dns"))
 
 
+def test_limits_of_a_host_say_that_they_hold_for_each_worker():
+    for name in ("per_host", "per_host_interval_s"):
+        assert "each worker" in str(FetchConfig.model_fields[name].description)
+
+
 def test_what_is_content_and_what_is_execution():
     content = set(FetchConfig().fingerprint_values())
     assert content == {"agent", "respect_robots", "respect_opt_out", "max_bytes", "max_redirects"}

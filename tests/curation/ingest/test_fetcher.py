@@ -139,10 +139,28 @@ def test_redirects_that_never_end(fetch, web):
     assert len(web.requests) == 4
 
 
-@pytest.mark.parametrize("target", ["file:///etc/passwd", "ftp://a.test/x", "http://[::1/x", "javascript:x"])
+ODD_ADDRESSES = ["http://[x]@/", "http://u:[p]@/", "http://[::1]@/"]  # yarl raises IndexError
+
+
+@pytest.mark.parametrize(
+    "target", ["file:///etc/passwd", "ftp://a.test/x", "http://[::1/x", "javascript:x", "//[a]@/x", *ODD_ADDRESSES]
+)
 def test_redirects_out_of_the_web(fetch, web, target):
     web.reply("a.test", "/x", status=302, headers={"Location": target})
     assert fetch("http://a.test/x")[0].reason == "bad_url"
+
+
+@pytest.mark.parametrize("url", ODD_ADDRESSES)
+def test_odd_addresses_are_a_failure_class(fetch, url):
+    assert fetch(url)[0].reason == "bad_url"
+
+
+@pytest.mark.parametrize("target", ["//[a]@/x", *ODD_ADDRESSES])
+def test_robots_that_redirect_to_an_odd_address_are_none(fetch, web, make_picture, target):
+    web.reply("a.test", "/robots.txt", status=302, headers={"Location": target})
+    web.reply("a.test", "/x", make_picture())
+    (outcome,) = fetch("http://a.test/x", respect_robots=True)
+    assert (outcome.reason, outcome.robots) == (None, "none")
 
 
 def test_opt_out_is_seen_before_the_body(fetch, web, make_picture):
@@ -289,6 +307,14 @@ def test_a_host_is_asked_no_more_often_than_allowed(fetch, web, make_picture):
     fetch(*urls, per_host=6, per_host_interval_s=0.1)
     gaps = [b - a for a, b in zip(web.times, web.times[1:], strict=False)]
     assert min(gaps) > 0.07
+
+
+def test_a_host_is_one_whoever_asks(fetch, web, make_picture):
+    web.reply("a.test", "/x", make_picture())
+    fetch(*(f"http://{user}a.test/x" for user in ("", "u@", "v:w@")), per_host_interval_s=0.2)
+    gaps = [b - a for a, b in zip(web.times, web.times[1:], strict=False)]
+    assert len(gaps) == 2
+    assert min(gaps) > 0.15
 
 
 def test_crawl_delay_is_kept(fetch, web, make_picture):

@@ -1,3 +1,7 @@
+import gzip
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation.ingest.register import register
@@ -128,6 +132,52 @@ def test_other_shards_other_role_missing_path(tmp_path):
         pool.register(("a", "benchmark", config))
     with pytest.raises(ConfigError, match=r"queries\.q\.location: 'gone\.txt' does not exist"):
         pool.register(("q", "query", SourceConfig(location="gone.txt", kind="list")))
+
+
+def damaged(path, kind):
+    """A list with damage behind its header; the rows before it are more than a shard."""
+    lines = [f"http://h{n}.test/{n * n % 997}.jpg" for n in range(9000)]
+    if kind == "parquet":
+        pq.write_table(pa.table({"url": lines}), path, row_group_size=4096, compression="none", use_dictionary=False)
+        data = bytearray(path.read_bytes())
+        start = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+        data[start : start + 40] = b"\xff" * 40
+    elif kind == "text":
+        pq.write_table(pa.table({"url": lines}), path, compression="none", use_dictionary=False)
+        data = bytearray(path.read_bytes().replace(b"http://h8000.", b"http://\xff8000."))
+    else:
+        data = bytearray(gzip.compress("\n".join(lines).encode()))
+        half = len(data) // 2
+        data[half:] = b"" if kind == "cut" else bytes(byte ^ 0xFF for byte in data[half:])
+    path.write_bytes(data)
+    return SourceConfig(location=str(path), kind="list")
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"), [("a.txt.gz", "cut"), ("a.txt.gz", "flipped"), ("a.parquet", "parquet"), ("a.parquet", "text")]
+)
+def test_a_damaged_list_is_said_in_one_line(tmp_path, name, kind):
+    config = damaged(tmp_path / name, kind)
+    with pytest.raises(ConfigError, match=r"^sources\.a: location '.*' cannot be read to its end: .") as caught:
+        Pool().register(("a", "pool", config))
+    assert "\n" not in str(caught.value)
+    assert name in str(caught.value)
+
+
+def test_a_damaged_header_is_said_in_one_line(tmp_path):
+    data = bytearray(gzip.compress(b"url,alt_text\n" + b"http://a.test/1.jpg,x\n" * 9))
+    data[10] = 0xFF  # no kind of deflate block
+    (tmp_path / "a.csv.gz").write_bytes(data)
+    with pytest.raises(ConfigError, match=r"sources\.a\.location: '.*a\.csv\.gz' is no csv"):
+        Pool().register(("a", "pool", SourceConfig(location=str(tmp_path / "a.csv.gz"), kind="list")))
+
+
+def test_what_goes_wrong_with_writing_is_not_the_list(tmp_path):
+    def write(shard, table):
+        raise OSError("no space left on device")
+
+    with pytest.raises(OSError, match="no space left"):
+        register([("a", "pool", url_list(tmp_path / "a.txt", 25))], None, shard_rows=10, write=write)
 
 
 def test_broken_lines_have_ids_too(tmp_path):

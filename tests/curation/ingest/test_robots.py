@@ -1,5 +1,10 @@
+import asyncio
+import gzip
+import zlib
+
 import pytest
 
+from curation.ingest import robots
 from curation.ingest.robots import Reply, opt_out, parse_reply
 
 AGENT = "lvd-curate"
@@ -21,6 +26,8 @@ ALL = "User-agent: *\nDisallow: /\n"
         ({"X-Robots-Tag": "googlebot: nofollow, noai"}, None),
         ({"X-Robots-Tag": "googlebot: noindex, lvd-curate: noai"}, "noai"),
         ({"X-Robots-Tag": "unavailable_after: 25 Jun 2030 15:00:00 PST, noai"}, "noai"),
+        ({"X-Robots-Tag": "unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai"}, "noai"),
+        ({"X-Robots-Tag": "googlebot: unavailable_after: Friday, 25-Jun-10 15:00:00 PST, noai"}, None),
         ({"X-Robots-Tag": "max-image-preview: large"}, None),
         ({"X-Robots-Tag": "noaiaiai"}, None),
         ({"TDM-Reservation": "1"}, "tdm-reservation"),
@@ -39,6 +46,8 @@ def test_headers_that_forbid_use(headers, found):
         (Reply(200, b"User-agent: other\nDisallow: /\n"), "allowed", None),
         (Reply(200, b"User-agent: *\nAllow: /\n\nUser-agent: lvd-curate\nDisallow: /\n"), "denied", None),
         (Reply(200, b"\xef\xbb\xbf" + ALL.encode()), "denied", None),
+        (Reply(200, ALL.encode("utf-16")), "denied", None),
+        (Reply(200, b"\xfe\xff" + ALL.encode("utf-16-be")), "denied", None),
         (Reply(200, b"\xff\xfe<html>not robots</html>"), "allowed", None),
         (Reply(200, b"#" * 500_000 + b"\n" + ALL.encode()), "allowed", None),
         (Reply(404, b""), "none", None),
@@ -53,6 +62,52 @@ def test_headers_that_forbid_use(headers, found):
 def test_what_an_answer_means(reply, state, failure):
     rules = parse_reply(reply)
     assert (rules.judge("http://a.test/x.png", AGENT), rules.failure) == (state, failure)
+
+
+def raw_deflate(data):
+    packer = zlib.compressobj(wbits=-15)
+    return packer.compress(data) + packer.flush()
+
+
+@pytest.mark.parametrize(
+    ("body", "coding", "reason"),
+    [
+        (ALL.encode(), "br", "robots_unreachable"),
+        (gzip.compress(ALL.encode()), "gzip, identity", "robots_unreachable"),
+        (raw_deflate(ALL.encode()), "deflate", "robots_unreachable"),
+        (gzip.compress(ALL.encode())[:-9], "gzip", "robots_unreachable"),
+        (gzip.compress(b"# nothing\n") + gzip.compress(ALL.encode()), "gzip", "robots_unreachable"),
+        (ALL.encode(), "gzip", "robots_unreachable"),
+        (gzip.compress(ALL.encode()), "gzip", "robots_denied"),
+        (zlib.compress(ALL.encode()), "deflate", "robots_denied"),
+        (ALL.encode(), "Identity", "robots_denied"),
+        (gzip.compress(b"#" * 500_000 + b"\n" + ALL.encode()), "gzip", None),  # the cut
+    ],
+    ids=["br", "two", "raw deflate", "cut short", "two members", "not gzip", "gzip", "deflate", "plain", "first bytes"],
+)
+def test_robots_that_cannot_be_unpacked_allow_nothing(fetch, web, make_picture, body, coding, reason):
+    web.reply("a.test", "/robots.txt", body, headers={"Content-Encoding": coding})
+    web.reply("a.test", "/x", make_picture())
+    (outcome,) = fetch("http://a.test/x", respect_robots=True)
+    assert (outcome.reason, outcome.transient) == (reason, reason == "robots_unreachable")
+    assert web.asked("/x") == (reason is None)
+
+
+def test_the_authorities_asked_longest_ago_are_forgotten(monkeypatch):
+    monkeypatch.setattr(robots, "_MAX_KNOWN", 3)
+    monkeypatch.setattr(robots, "_KEEP_S", 0.0)  # all are asked for again
+    known = {}
+
+    async def get(url):
+        return Reply(404, b"")
+
+    async def run():
+        asker = robots.Robots(get, known)
+        for name in "abcad":
+            await asker.rules(f"http://{name}.test")
+
+    asyncio.run(run())
+    assert list(known) == ["http://c.test", "http://a.test", "http://d.test"]
 
 
 def test_crawl_delay():

@@ -114,8 +114,24 @@ def test_query_sets_and_benchmarks_lose_broken_lines_only(memory_io):
 
 
 def test_local_rows_pass(memory_io):
-    table = urls_table(0, [None, "http://bad.test/1", "http://bad.test/1"], location=["a.jpg", "b.jpg", "b.jpg"])
-    assert screen(memory_io, CONFIG, {0: table}) == {0: [None, None, None]}
+    table = urls_table(0, [None, None], location=["a.jpg", "b.jpg"])
+    assert screen(memory_io, CONFIG, {0: table}) == {0: [None, None]}
+
+
+def test_pictures_that_say_where_they_came_from_meet_the_block_lists_only(memory_io):
+    lines = {
+        "http://cdn.bad.test/1": "blocked_host",
+        "http://b.test/track/1": "blocked_url",
+        "ftp://bad.test/1": "blocked_host",
+        "ftp://a.test/1": None,
+        "a note": None,
+        "http://a.test/1": None,
+        "HTTP://a.test:80/1": None,  # one address may be of several pictures
+    }
+    tables = {shard: urls_table(shard, list(lines), location=["image/0"] * len(lines)) for shard in (0, 1)}
+    reasons = screen(memory_io, CONFIG, tables, {1: "query"})
+    assert dict(zip(lines, reasons[0], strict=True)) == lines
+    assert reasons[1] == [None] * len(lines)
 
 
 def test_block_list_files_count_by_content(tmp_path):

@@ -74,6 +74,12 @@ def test_csv_and_jsonl_that_are_damaged_inside(tmp_path):
     assert errors == [None, "not json", "empty line", "empty line", "not utf-8", "not utf-8", "no scheme"]
 
 
+def test_a_byte_order_mark_loses_no_line(tmp_path):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(f'\ufeff{{"url": "{GOOD}"}}\n\ufeff{{"url": "{GOOD}"}}\n'.encode())
+    assert [(row.url, row.error) for row in rows_of(path)] == [(GOOD, None), (None, "not json")]
+
+
 def test_a_glob_is_read_in_sorted_order(tmp_path):
     for name in ("b.txt", "a.txt"):
         (tmp_path / name).write_text(f"http://a.test/{name}\n")
@@ -109,9 +115,15 @@ def test_tar_with_labels(tmp_path, mode):
     members = [("b.jpg", b"B"), ("x/a.png", b"A"), ("manifest.csv", manifest), ("b.json", b"{}"), ("b.jpg", b"B2")]
     write_tar(tmp_path / "set.tar", members, mode)
     rows = rows_of(tmp_path / "set.tar", "tar")
-    assert [(row.location, row.label) for row in rows] == [("b.jpg", "bee"), ("x/a.png", "x"), ("b.jpg", "bee")]
-    places = [*(row.location for row in rows), "gone.jpg"]
-    assert list(read_local("tar", str(tmp_path / "set.tar"), places)) == [b"B", b"A", b"B2", None]
+    assert [(row.location, row.label, row.error) for row in rows] == [
+        ("b.jpg", "bee", None),
+        ("x/a.png", "x", None),
+        ("b.jpg", "bee", "stands twice in the archive"),
+    ]
+    places = [*(row.location for row in rows if row.error is None), "gone.jpg"]
+    assert list(read_local("tar", str(tmp_path / "set.tar"), places)) == [b"B", b"A", None]
+    for place, data in zip(places, [b"B", b"A", None], strict=True):  # whatever else is asked for
+        assert list(read_local("tar", str(tmp_path / "set.tar"), [place])) == [data]
 
 
 def test_several_tars_name_their_file(tmp_path):

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from curation.represent import handmade, kmeans
+from curation.dedup.describe import vectors_of
+from curation.represent import handmade
 from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
 from curation.schema import TABLES, Part, image_ids
@@ -121,7 +122,7 @@ def test_handmade_from_fit_to_clusters(tables):
     assert tables.tasks[0].once
     assert tables.folders["fit_embedder"].startswith("fits/fit_embedder/hog-thumb-")
     assert tables.folders["embeddings"].startswith("embeddings/hog-thumb-")
-    vectors = kmeans.vectors_of(made[0])
+    vectors = vectors_of(made[0])
     assert vectors.shape == (29, handmade.DIM)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
     assert made[0]["image_id"].to_pylist() == image_ids(0, 29).tolist()
@@ -163,8 +164,9 @@ def test_the_folder_follows_the_model_not_the_path(tables, tmp_path):
     assert tables.parts_held[tables.part("fit_embedder", 0)].num_rows == 0  # nothing is fitted
     some = tables.run(Embed(config), 0, rows_of(tables, 0, slice(4, 9)))["embeddings"]
     assert some.to_pylist() == folders["a"][0][0].to_pylist()[4:9]
-    other = EmbedConfig(name="timm:test_vit", weights=config.weights, size_px=64)
-    assert Embed(other).folder("embeddings", tables) != folders["a"][1]
+    for changed in ({"size_px": 64}, {"pooling": "cls"}, {"batch_size": 8}):
+        other = config.model_copy(update=changed)
+        assert Embed(other).folder("embeddings", tables) != folders["a"][1]
 
 
 def test_missing_weights_stop_the_run_before_it_starts():

@@ -2,13 +2,11 @@
 
 import faiss
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from curation.represent import kmeans
-from curation.schema import vector_schema
 
 
 def unit(seed: int, num: int, dim: int = 32) -> np.ndarray:
@@ -90,6 +88,8 @@ def test_ties_go_to_the_least_number_and_no_row_sees_another(monkeypatch):
         again = kmeans.assign(vectors, centroids)
         assert again[0].tobytes() == cluster.tobytes()
         assert again[1].tobytes() == similarity.tobytes()
+    monkeypatch.setattr(kmeans, "_BLOCK_PAIRS", 7)
+    assert [column.tobytes() for column in kmeans.assign(vectors, centroids)] == [column.tobytes() for column in again]
     turned = kmeans.assign(vectors[::-1], centroids)
     assert turned[0][::-1].tolist() == cluster.tolist()
     # A dozen equal centroids are more than the GEMM proposes.
@@ -97,10 +97,21 @@ def test_ties_go_to_the_least_number_and_no_row_sees_another(monkeypatch):
     assert kmeans.assign(unit(9, 1), many)[0].tolist() == [2]
 
 
-@pytest.mark.parametrize("num", [0, 3])
-def test_vectors_come_back_from_a_table(num):
-    vectors = unit(1, num, 8)
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.astype(np.float16).ravel()), 8)
-    table = pa.table([pa.array(range(num), pa.int64()), pa.array(["x"] * num), column], schema=vector_schema(8))
-    assert kmeans.vectors_of(pa.concat_tables([table[:1], table[1:]])).tolist() == vectors.tolist()
-    assert kmeans.vectors_of(vector_schema(8).empty_table()).shape == (0, 8)
+@pytest.mark.parametrize("num_pairs", [0, 1, 9, 10, 1001])
+def test_similarities_in_blocks_are_those_of_all_at_once(monkeypatch, num_pairs):
+    monkeypatch.setattr(kmeans, "_BLOCK_PAIRS", 10)
+    a, b = unit(10, 40), unit(11, 30)
+    i, j = (np.random.default_rng(0).integers(0, num, num_pairs) for num in (40, 30))
+    assert kmeans.similarities(a, b, i, j).tobytes() == kmeans.similarity(a[i], b[j]).tobytes()
+
+
+def test_similarities_need_little_memory():
+    import tracemalloc
+
+    a = unit(12, 50, 1280)
+    i = np.arange(40_000) % 50
+    tracemalloc.start()
+    kmeans.similarities(a, a, i, i[::-1])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 256 << 20  # at once it is 1.2 GB
