@@ -7,7 +7,6 @@ is our own, tested to give what ``nudenet.NudeDetector().detect`` gives, in boun
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from curation.backbones import file_sha256
 from curation.stage import ConfigError
 
 EXPLICIT = (
@@ -58,8 +58,7 @@ def model_path() -> Path:
 @lru_cache
 def model_digest() -> str:
     """sha256 of the model's file, hex."""
-    with model_path().open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(model_path(), key="look.detector")
 
 
 class NudeNetDetector:

@@ -6,7 +6,6 @@ that describe and embed read is made from it: vectors are of blurred pixels.
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -14,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
+from curation.backbones import file_sha256
 from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
 from curation.safety.detector import Box, NudeNetDetector, explicit_score, model_digest, model_path
 from curation.safety.faces import YuNet, blur_faces, dilate, merged, nudenet_faces
@@ -65,8 +65,7 @@ def _sha256(path: str) -> str:
             f"look.yunet: got {path!r}, which is no file; give YuNet's ONNX file "
             "(face_detection_yunet of OpenCV's zoo), or null to find faces with NudeNet alone"
         )
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_sha256(path, key="look.yunet")
 
 
 class Looker:

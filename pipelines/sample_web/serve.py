@@ -11,11 +11,12 @@ import argparse
 import asyncio
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -195,16 +196,20 @@ async def _serve(folder: Path, *, port: int, log: Path, parent: int) -> None:
 
     with log.open("a", encoding="utf-8") as stream:
         server = web.Server(_Server(folder, stream), access_log=None)
-        runner = web.ServerRunner(server)
+        runner = web.ServerRunner(server, shutdown_timeout=1.0)
         await runner.setup()
         site = web.TCPSite(runner, "127.0.0.1", port, backlog=1024)
         await site.start()
         taken = runner.addresses[0][1]
         print(json.dumps({"port": taken}), flush=True)
+        # Asked to end, it ends the visits that run, so that each has its line in the log.
+        stop = asyncio.Event()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
         try:
             # Checked by polling: a parent that was killed tells nobody.
-            while parent == 0 or os.getppid() == parent:
-                await asyncio.sleep(_PARENT_CHECK_S)
+            while not stop.is_set() and (parent == 0 or os.getppid() == parent):
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(stop.wait(), _PARENT_CHECK_S)
         finally:
             await runner.cleanup()
 
