@@ -216,7 +216,6 @@ class Screened(ShardStage):
 
     name = "screened"
     section = "screen"
-    version = 2  # 1: pictures that are here already passed the block lists
     kind = "verdict"
     reads = ("urls", "url_duplicates")
     writes = ("screened",)
