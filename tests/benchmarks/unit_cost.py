@@ -1,6 +1,6 @@
 """CPU seconds a url, from fetch to export, at two sizes of the sample web: must grow at most 1.15 times.
 
-    python tests/benchmarks/unit_cost.py --folder /tmp/unit --sizes 2000 20000
+    python tests/benchmarks/unit_cost.py --folder FOLDER --sizes 2000 20000
 
 Fits have a fixed size, so they are counted apart. Prints one row a stage, writes a JSON, and ends with one line.
 """

@@ -82,7 +82,7 @@ def test_a_stale_part_names_the_key(lab, undisturbed, tmp_path):
 
 
 def test_a_loosened_duplicate_threshold(changed, undisturbed):
-    folder, outcome = changed("duplicates.threshold=0.7")
+    folder, outcome = changed("duplicates.threshold=0.95")
     let_in = kept(folder, "duplicates") - kept(undisturbed, "duplicates")
     assert len(let_in) >= 5
     assert "components" in stages(outcome)
