@@ -404,9 +404,16 @@ def lease_token(store: Store) -> str | None:
 
 
 def check_lease(store: Store, token: str) -> None:
-    """Raise ``LeaseLostError`` when another driver holds the root."""
-    if lease_token(store) != token:
+    """Raise ``LeaseLostError`` when another driver holds the root, or when the one that held it is gone.
+
+    A worker may outlive its driver for a moment. What it made then (visits to a site that went down with the driver,
+    say) is not what an undisturbed run would have made.
+    """
+    held = _read_lease(store)
+    if held is None or held["token"] != token:
         raise LeaseLostError(f"{store.location}: another driver took it over; this one stops")
+    if not _alive(held):
+        raise LeaseLostError(f"{store.location}: the driver is gone; its workers stop")
 
 
 def lease_holder(store: Store) -> str | None:

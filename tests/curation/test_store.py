@@ -108,6 +108,13 @@ def test_one_driver_at_a_time(tmp_path):
     assert lease_holder(store) is None
 
 
+def test_workers_of_a_dead_driver_write_nothing_more(tmp_path):
+    note = {"token": "t", "host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0, "time": 9e9}
+    (tmp_path / "lease.json").write_text(json.dumps(note))
+    with pytest.raises(LeaseLostError, match="the driver is gone; its workers stop"):
+        check_lease(LocalStore(str(tmp_path)), "t")
+
+
 def test_a_dead_driver_is_followed_at_once_and_a_silent_one_after_a_while(tmp_path):
     store = LocalStore(str(tmp_path))
     note = {"token": "t", "host": socket.gethostname(), "pid": 2**22 + 1, "started": 1.0, "time": 9e9}
