@@ -103,8 +103,9 @@ class Done:
 class Tar:
     """A tar written to scratch and stored under its digest by ``close``."""
 
-    def __init__(self, store: Store, folder: str, stem: str, scratch: Path) -> None:
+    def __init__(self, store: Store, folder: str, stem: str, scratch: Path, where: Where) -> None:
         self._store = store
+        self._where = where
         self._folder = folder
         self._stem = stem
         self._path = scratch / f"{uuid.uuid4().hex}.tar"
@@ -121,6 +122,7 @@ class Tar:
         if self._writer is None:
             return ""
         self._writer.close()
+        check_leases(self._where)
         path = f"{self._folder}/{self._stem}-{self._writer.sha256[:16]}.tar"
         self._store.create(path, self._path)  # the name holds the digest: one that is there already is this one
         return path
@@ -176,7 +178,7 @@ class WorkerIO:
     def tar(self, folder: str, root: Root = "pool") -> Tar:
         """Start a tar in ``folder``, named by the shard or the part that it belongs to."""
         index = self.shard if self.shard >= 0 else self._job.writes[0].index
-        return Tar(self._stores[root], folder, f"{index:09d}", self.scratch)
+        return Tar(self._stores[root], folder, f"{index:09d}", self.scratch, self._where)
 
 
 _STORES: dict[str, Store] = {}
@@ -221,8 +223,7 @@ def execute(job: Job, where: Where) -> Done:
             table = getattr(importlib.import_module(module), name)(io, **job.args)
             _check_schema(job.stage, job.writes[0], table)
             made, num_rows = {job.writes[0]: table}, table.num_rows
-        check_lease(_store(where.pool), where.pool_token)
-        check_lease(_store(where.run), where.run_token)
+        check_leases(where)
         # The first table is the one that says what is done: it goes last.
         footers = {part: _commit(table, part, job, where, scratch) for part, table in reversed(made.items())}
     finally:
@@ -235,6 +236,13 @@ def execute(job: Job, where: Where) -> Done:
         peak_bytes=peak_bytes(),
         pid=_pid(),
     )
+
+
+def check_leases(where: Where) -> None:
+    """Before anything is stored: ``LeaseLostError`` when the driver is gone. An empty token asks for no lease."""
+    for location, token in ((where.pool, where.pool_token), (where.run, where.run_token)):
+        if token:
+            check_lease(_store(location), token)
 
 
 def peak_bytes() -> int:
