@@ -265,7 +265,8 @@ def write_part(
     table: pa.Table, path: Path, *, stage: str, version: int, fingerprint: str, inputs: dict[str, Any]
 ) -> Footer:
     """Write one part as a local file: the same bytes for the same rows and the same origin."""
-    table = table.combine_chunks()
+    # A table that was read from a part carries that part's origin along; what it holds is the same without.
+    table = table.combine_chunks().replace_schema_metadata(None)
     with pa.OSFile(str(path), "wb") as sink, pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         writer.write_table(table, row_group_size=_ROW_GROUP_ROWS)
         digest = hashlib.sha256(f"{table.schema.to_string(show_field_metadata=False)}\n{table.num_rows}\n".encode())

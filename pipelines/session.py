@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
-from curation.schema import TABLES, Part, Role
+from curation.schema import TABLES, Part, Role, first_shard
 from curation.stage import ConfigError, Stage, digest_of
 from curation.store import (
     Lease,
@@ -286,6 +286,8 @@ def _register(
 ) -> pa.Table:
     """Register the sources; a dry run registers nothing and gathers the parts that would be written."""
     previous = read_part(pool, SOURCES) if pool.exists(SOURCES.path) else None
+    if previous is not None and unregistered is None:
+        _forget_half_registered(pool, previous, scratch)
 
     def write(shard: int, table: pa.Table) -> None:
         if unregistered is None:
@@ -304,6 +306,18 @@ def _register(
     if unregistered is None:
         _commit(pool, SOURCES, sources, scratch)
     return sources
+
+
+def _forget_half_registered(pool: Store, sources: pa.Table, scratch: Path) -> None:
+    """Cut the last shard of each source to the rows that ``sources`` knows: a command was killed before it said so."""
+    for row in sources.to_pylist():
+        if row["num_shards"] == 0:
+            continue
+        part = Part("pool", "urls", first_shard(row["source_id"]) + row["num_shards"] - 1)
+        known = row["num_rows"] - (row["num_shards"] - 1) * row["shard_rows"]
+        footer = read_footer(pool, part)
+        if footer is not None and footer.num_rows > known:
+            _commit(pool, part, read_part(pool, part).slice(0, known), scratch)
 
 
 def _commit(store: Store, part: Part, table: pa.Table, scratch: Path) -> None:

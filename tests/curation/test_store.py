@@ -58,6 +58,8 @@ def test_a_part_is_created_once_and_comes_back_whole(tmp_path):
     assert read_footer(store, part) == footer
     assert read_part(store, part).equals(TABLE)
     assert read_part(store, part, ["name"]).column_names == ["name"]
+    _, again = written(tmp_path, read_part(store, part), fingerprint="another")
+    assert again.digest == footer.digest
     path, _ = written(tmp_path, TABLE.slice(1))
     assert not store.create(part.path, path)
     assert read_part(store, part).num_rows == 1000

@@ -214,6 +214,32 @@ def test_a_dry_run_sees_a_line_more_and_writes_nothing(lab, undisturbed, tmp_pat
     assert lab.digests(folder) == before
 
 
+def test_a_command_killed_between_lines_and_sources_leaves_no_line(lab, undisturbed, tmp_path):
+    from pipelines import session
+
+    listed = tmp_path / "urls.csv"
+    lines = (lab.web / "urls.csv").read_bytes().splitlines(keepends=True)
+    source = f"sources.web.location={listed}"
+    listed.write_bytes(b"".join(lines[:26]))
+    lab.curate(tmp_path, source, until="screened")
+    before = lab.contents(tmp_path)
+    listed.write_bytes(b"".join(lines[:29]))
+    with pytest.MonkeyPatch.context() as patch:
+        real = session._commit
+
+        def die(store, part, *rest):
+            if part == session.SOURCES:
+                raise KeyboardInterrupt
+            real(store, part, *rest)
+
+        patch.setattr(session, "_commit", die)
+        with pytest.raises(KeyboardInterrupt):
+            lab.curate(tmp_path, source, until="screened")
+    listed.write_bytes(b"".join(lines[:26]))
+    assert lab.curate(tmp_path, source, until="screened").summary.num_jobs == 0
+    assert lab.contents(tmp_path) == before
+
+
 def test_a_source_that_changed_is_an_error(lab, undisturbed, tmp_path):
     from curation.stage import ConfigError
 

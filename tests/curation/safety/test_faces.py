@@ -76,7 +76,9 @@ def test_small_boxes_need_less_score() -> None:
 def test_yunet_on_hostile_shapes(shared_data) -> None:
     yunet = YuNet(str(shared_data / "weights" / "yunet_n_dynamic.onnx"), scales=(1.0, 2.0))
     for shape in ((1, 1), (3, 2), (1, 3000), (65_500, 4)):
-        yunet.detect(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
+        found = yunet.detect(np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8))
+        assert np.isfinite([box[1:] for box in found]).all()
+        assert all(box.w_px > 0 and box.h_px > 0 for box in found)
 
 
 def test_yunet_covers_nearly_all_loose_head_boxes(shared_data) -> None:
