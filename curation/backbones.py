@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from pydantic import Field
 
-from curation.stage import EXECUTION, Config, ConfigError
+from training.config import EXECUTION, Config, ConfigError
 
 KINDS = ("timm", "open_clip", "checkpoint", "script")
 IMAGENET_MEAN = (0.485, 0.456, 0.406)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from curation.schema import LOGS, TABLES, Table, source_of_shard
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 SQL = Path(__file__).parents[1] / "sql"
 KINDS = ("reports", "checks", "views")

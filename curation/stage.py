@@ -17,51 +17,14 @@ from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict
 
 from curation.schema import TABLES, Part, Role, Root
-
-
-class Config(BaseModel):
-    """Base of every section of a recipe: frozen, and an unknown key is an error.
-
-    A field declared with ``json_schema_extra=EXECUTION`` says how, not what (workers, paths, ports): it stands outside
-    every fingerprint.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    def fingerprint_values(self) -> dict[str, Any]:
-        """The values that decide content, JSON-able, execution fields left out."""
-        values: dict[str, Any] = {}
-        for name, info in type(self).model_fields.items():
-            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("execution"):
-                continue
-            value = getattr(self, name)
-            values[name] = value.fingerprint_values() if isinstance(value, Config) else _plain(value)
-        return values
-
-
-EXECUTION: dict[str, Any] = {"execution": True}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Config):
-        return value.fingerprint_values()
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    return value
+from training.config import Config
 
 
 def digest_of(value: Any) -> str:
     """sha256 of the canonical JSON of plain data, hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-class ConfigError(Exception):
-    """Bad configuration: one readable line naming the key, the value got, the values allowed and the way out."""
 
 
 @dataclass(frozen=True, kw_only=True)

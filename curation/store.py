@@ -26,7 +26,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.schema import Part
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 _BESIDE = ".beside"  # folder for what is being written; emptied by the next driver
 _LEASE = "lease.json"

@@ -28,9 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    from curation.stage import ConfigError
     from curation.store import LeaseLostError
     from pipelines.runner import StageFailedError
+    from training.config import ConfigError
 
     again = "the same command goes on from there"
     try:

@@ -27,8 +27,9 @@ from curation.retrieve.select import SelectConfig, Selection
 from curation.safety.look import LookConfig, LookStage
 from curation.safety.verdict import SafetyConfig, SafetyStage
 from curation.schema import ROWS_PER_SHARD_LIMIT
-from curation.stage import EXECUTION, Config, Resources, Stage
+from curation.stage import Resources, Stage
 from pipelines.sample_web.config import SampleWebConfig
+from training.config import EXECUTION, Config
 
 
 class ExecutionConfig(Config):

@@ -13,10 +13,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 
 from curation.schema import TABLES, Part, table_of
-from curation.stage import ConfigError, GlobalStage, ShardStage, Stage, Task
+from curation.stage import GlobalStage, ShardStage, Stage, Task
 from pipelines.plan import Ledger, Undone
 from pipelines.runner import Executor, Scheduler
 from pipelines.work import Done, Job
+from training.config import ConfigError
 
 REDO_ROWS = 10_000  # facts of more rows than this are made again only when --redo names the stage
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from curation.stage import ConfigError
+from training.config import ConfigError, lay_over
 
 RECIPES = Path(__file__).parent / "recipes"
 Recipe = TypeVar("Recipe", bound=BaseModel)
@@ -42,7 +42,7 @@ def read_values(path: Path) -> dict[str, Any]:
     base_values = _read_yaml(below)
     if "base" in base_values:
         raise ConfigError(f"{path}: base {below.name} has a base of its own; a recipe may stand on one only")
-    return _over(base_values, values)
+    return lay_over(base_values, values)
 
 
 def load_recipe(kind: type[Recipe], name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -91,15 +91,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: a recipe is a mapping of keys to values, not {type(values).__name__}")
     return values
-
-
-def _over(below: dict[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """``above`` laid over ``below``: mappings are joined key by key, everything else is replaced."""
-    merged = dict(below)
-    for key, value in above.items():
-        old = merged.get(key)
-        merged[key] = _over(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
-    return merged
 
 
 def _override(values: dict[str, Any], override: str) -> None:

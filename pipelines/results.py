@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
-from curation.stage import ConfigError
 from curation.store import Lease, LocalStore, Store, lease_holder, open_store, read_footer, read_part
 from pipelines.session import RECIPE, local_copy, read_state, unnamed_objects
+from training.config import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.report.score import Score

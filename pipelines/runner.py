@@ -17,9 +17,10 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from curation.stage import ConfigError, Resources
+from curation.stage import Resources
 from curation.store import LeaseLostError
 from pipelines.work import Done, Job, Where, execute, kind_of
+from training.config import ConfigError
 
 TRIES_PER_JOB = 3
 DEATHS_PER_JOB = 3

@@ -18,7 +18,7 @@ import pyarrow as pa
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.schema import TABLES, Part, Role, first_shard
-from curation.stage import ConfigError, Stage, digest_of
+from curation.stage import Stage, digest_of
 from curation.store import (
     Lease,
     LocalStore,
@@ -36,6 +36,7 @@ from pipelines.plan import SOURCES, Ledger
 from pipelines.recipe import dump_recipe
 from pipelines.runner import Executor, InlineExecutor
 from pipelines.work import Where, peak_bytes
+from training.config import ConfigError
 
 STATE = "state.json"
 RECIPE = "recipe.yaml"

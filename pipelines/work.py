@@ -353,8 +353,8 @@ def _commit(table: pa.Table, part: Part, job: Job, where: Where, scratch: Path) 
 
 def kind_of(error: BaseException) -> Literal["config", "lease", "task"]:
     """How the runner answers an error of a job."""
-    from curation.stage import ConfigError
     from curation.store import LeaseLostError
+    from training.config import ConfigError
 
     if isinstance(error, ConfigError):
         return "config"

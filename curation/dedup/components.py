@@ -18,7 +18,8 @@ from curation.dedup.edges import EdgesConfig, checked_threshold
 from curation.dedup.groups import connected_components, ranks_of, representatives, stars
 from curation.dedup.near import rows_at
 from curation.schema import TABLES
-from curation.stage import EXECUTION, Config, Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
+from training.config import EXECUTION, Config
 
 Policy = Literal["component", "star"]
 

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import Field
 
 from curation.backbones import IMAGENET_MEAN, IMAGENET_STD, file_sha256
-from curation.stage import EXECUTION, Config, ConfigError
+from training.config import EXECUTION, Config, ConfigError
 
 DIM = 512
 WEIGHT_FREE = "sift-vlad-dct"

@@ -13,7 +13,8 @@ from curation.dedup.describe import vectors_of
 from curation.dedup.join import Members, assign, fit_centroids, join_list, join_references
 from curation.dedup.near import rows_at
 from curation.schema import TABLES
-from curation.stage import Config, ConfigError, Context, GlobalStage, Map, Task, TaskIO, keyed_folder
+from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
+from training.config import Config, ConfigError
 
 FLOOR_BELOW_THRESHOLD = 0.05
 MIN_PICTURES_PER_LIST = 39  # what Faiss asks for, or its centroids are pictures rather than means

@@ -16,7 +16,8 @@ from pydantic import Field
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.edges import EdgesConfig, checked_threshold
 from curation.schema import ROWS_PER_SHARD_LIMIT, SHARDS_PER_SOURCE_LIMIT
-from curation.stage import Config, ShardStage, TaskIO, verdict_table
+from curation.stage import ShardStage, TaskIO, verdict_table
+from training.config import Config
 
 
 class LeakageConfig(Config):

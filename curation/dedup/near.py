@@ -20,7 +20,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from curation.schema import TABLES
-from curation.stage import Config, Context, GlobalStage, Map, Task, TaskIO
+from curation.stage import Context, GlobalStage, Map, Task, TaskIO
+from training.config import Config
 
 HASH_BITS = 64
 BLOCKS_IN_KEY = 2

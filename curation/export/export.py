@@ -17,7 +17,8 @@ from pydantic import Field
 
 from curation.dedup.near import rows_at
 from curation.schema import TABLES, shard_of
-from curation.stage import Config, Context, GlobalStage, Map, Task, TaskIO
+from curation.stage import Context, GlobalStage, Map, Task, TaskIO
+from training.config import Config
 
 _EXTENSIONS = {"jpeg": "jpg"}
 _BLOCK_BYTES = 1 << 23

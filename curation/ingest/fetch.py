@@ -18,7 +18,8 @@ from curation.ingest.local import read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
 from curation.ingest.robots import Rules
 from curation.schema import TABLES
-from curation.stage import EXECUTION, Config, Resources, ShardStage, TaskIO, verdict_table
+from curation.stage import Resources, ShardStage, TaskIO, verdict_table
+from training.config import EXECUTION, Config
 
 BYTES = "bytes"  # folder of the tars
 

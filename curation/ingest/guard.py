@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 if TYPE_CHECKING:
     from aiohttp import TCPConnector

@@ -13,7 +13,7 @@ from typing import IO, Any
 
 from curation.ingest.address import address_error
 from curation.ingest.rows import NOT_UTF8, SourceRow, is_utf8, open_parquet
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
 _BATCH_ROWS = 4096

@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from curation.ingest.rows import NOT_UTF8, SourceRow, is_utf8, open_parquet
-from curation.stage import ConfigError
+from training.config import ConfigError
 from training.data.tars import TarError, members, read_member
 
 PICTURE_SUFFIXES = (

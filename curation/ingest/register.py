@@ -14,7 +14,7 @@ from curation.ingest.address import AddressError, parse_address
 from curation.ingest.rows import SourceRow
 from curation.ingest.sources import SourceConfig, check_source, read_rows
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Role, first_shard, image_ids
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 SECTION_OF_ROLE = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
 Write = Callable[[int, pa.Table], None]

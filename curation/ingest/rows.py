@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 NOT_UTF8 = "not utf-8"
 

@@ -19,19 +19,8 @@ from pydantic import Field
 
 from curation.ingest.address import AddressError, canonical_url, parse_address
 from curation.schema import TABLES, Part
-from curation.stage import (
-    EXECUTION,
-    Config,
-    ConfigError,
-    Context,
-    GlobalStage,
-    Map,
-    ShardStage,
-    Task,
-    TaskIO,
-    digest_of,
-    verdict_table,
-)
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, digest_of, verdict_table
+from training.config import EXECUTION, Config, ConfigError
 
 _KEY_BITS = 64
 

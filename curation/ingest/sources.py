@@ -17,7 +17,7 @@ from pydantic import Field
 from curation.ingest.lists import LIST_SUFFIXES, list_header, list_suffix, read_list
 from curation.ingest.pictures import parquet_header, read_folder, read_parquet, read_tar
 from curation.ingest.rows import SourceRow
-from curation.stage import Config, ConfigError
+from training.config import Config, ConfigError
 
 
 class SourceConfig(Config):

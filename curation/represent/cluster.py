@@ -12,7 +12,8 @@ from curation.dedup.describe import vectors_of
 from curation.dedup.near import rows_at
 from curation.represent import kmeans
 from curation.schema import TABLES
-from curation.stage import Config, ConfigError, Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
+from training.config import Config, ConfigError
 
 
 class ClusterConfig(Config):

@@ -13,7 +13,8 @@ from curation.dedup.describe import arrays_to_table, read_small, sample_of, tabl
 from curation.dedup.near import rows_at
 from curation.represent import handmade
 from curation.schema import vector_schema
-from curation.stage import ConfigError, Context, GlobalStage, Map, Resources, ShardStage, Task, TaskIO, keyed_folder
+from curation.stage import Context, GlobalStage, Map, Resources, ShardStage, Task, TaskIO, keyed_folder
+from training.config import ConfigError
 
 HANDMADE = "hog-thumb"
 _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]

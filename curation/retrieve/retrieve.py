@@ -17,7 +17,8 @@ from curation.dedup.near import rows_at
 from curation.ingest.sources import QueryConfig
 from curation.represent import kmeans
 from curation.schema import TABLES, source_of_shard
-from curation.stage import Config, Context, GlobalStage, Map, ShardStage, Task, TaskIO
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO
+from training.config import Config
 
 _BLOCK_SCORES = 1 << 24  # similarities held at once; 64 MiB
 

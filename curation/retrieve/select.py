@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from curation.ingest.sources import QueryConfig
 from curation.schema import image_ids, source_of_shard
-from curation.stage import Config, ShardStage, TaskIO, verdict_table
+from curation.stage import ShardStage, TaskIO, verdict_table
+from training.config import Config
 
 
 class SelectConfig(Config):

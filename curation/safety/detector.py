@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from curation.backbones import file_sha256
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 EXPLICIT = (
     "FEMALE_BREAST_EXPOSED",

@@ -18,7 +18,8 @@ from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
 from curation.safety.detector import Box, NudeNetDetector, explicit_score, model_digest, model_path
 from curation.safety.faces import YuNet, blur_faces, dilate, merged, nudenet_faces
 from curation.schema import TABLES
-from curation.stage import EXECUTION, Config, ConfigError, Context, ShardStage, TaskIO, keyed_folder
+from curation.stage import Context, ShardStage, TaskIO, keyed_folder
+from training.config import EXECUTION, Config, ConfigError
 from training.data.pixels import (
     MAX_PIXELS,
     MAX_SECONDS,

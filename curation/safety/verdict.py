@@ -8,7 +8,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from curation.safety.detector import EXPLICIT
-from curation.stage import Config, ShardStage, TaskIO, verdict_table
+from curation.stage import ShardStage, TaskIO, verdict_table
+from training.config import Config
 
 
 class SafetyConfig(Config):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 _NUM_SAME_ADDRESS = 20
 

@@ -22,7 +22,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from curation.stage import ConfigError
 from pipelines.sample_web import bodies, photos
 from pipelines.sample_web.compose import compose
 from pipelines.sample_web.config import SampleWebConfig
@@ -37,6 +36,7 @@ from pipelines.sample_web.plant import (
     plan_site,
 )
 from pipelines.sample_web.truth import KEPT, KIND_OF, TRUTH_SCHEMA, counts
+from training.config import ConfigError
 
 INFO = "sample_web.json"
 # No two base pictures may be nearer than this. Two bits more than the promise of 10, for what other formats change.

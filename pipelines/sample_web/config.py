@@ -7,7 +7,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from curation.stage import EXECUTION, Config, ConfigError, digest_of
+from curation.stage import digest_of
+from training.config import EXECUTION, Config, ConfigError
 
 # Raised whenever the same values would build other bytes.
 BUILD_VERSION = 1

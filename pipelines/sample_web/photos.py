@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 Pixels = NDArray[np.uint8]  # [height, width, 3]
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from curation.backbones import BackboneConfig, file_sha256, open_backbone, weights_digest, weights_file
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 torch = pytest.importorskip("torch")
 VIT = "test_vit"

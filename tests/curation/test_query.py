@@ -6,7 +6,7 @@ import pytest
 from curation.export.export import ExportConfig
 from curation.query import VIEWS, connect, names_of, run_checks, run_sql
 from curation.schema import TABLES
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 WEB, FIRST, SECOND = 3_000_000, 3_000_000_000_000, 3_000_001_000_000
 

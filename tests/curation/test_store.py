@@ -7,7 +7,6 @@ import pyarrow as pa
 import pytest
 
 from curation.schema import Part
-from curation.stage import ConfigError
 from curation.store import (
     Lease,
     LeaseLostError,
@@ -20,6 +19,7 @@ from curation.store import (
     read_part,
     write_part,
 )
+from training.config import ConfigError
 
 TABLE = pa.table({"image_id": pa.array(range(1000), pa.int64()), "name": [f"x{i % 7}" for i in range(1000)]})
 

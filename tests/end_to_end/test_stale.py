@@ -241,7 +241,7 @@ def test_a_command_killed_between_lines_and_sources_leaves_no_line(lab, undistur
 
 
 def test_a_source_that_changed_is_an_error(lab, undisturbed, tmp_path):
-    from curation.stage import ConfigError
+    from training.config import ConfigError
 
     folder = lab.copy(undisturbed, tmp_path / "copy")
     listed = tmp_path / "urls.csv"
@@ -252,7 +252,7 @@ def test_a_source_that_changed_is_an_error(lab, undisturbed, tmp_path):
 
 
 def test_refetching_asks_to_be_told(lab, undisturbed, tmp_path):
-    from curation.stage import ConfigError
+    from training.config import ConfigError
 
     folder = lab.copy(undisturbed, tmp_path / "copy")
     with pytest.raises(ConfigError, match=r"fetch: .* rows that were made before .*fetch\.max_bytes .*--redo fetch"):

@@ -1,9 +1,9 @@
 import pytest
 import yaml
 
-from curation.stage import ConfigError
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.recipe import differences, dump_recipe, load_recipe
+from training.config import ConfigError
 
 FINALS = (
     [14_197_086, 56_788_344, 40_997_344] + [1_000_000] * 13 + [1_434_262] + [1_000_000] * 3

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from curation.schema import Part
-from curation.stage import ConfigError, Resources
+from curation.stage import Resources
 from curation.store import LeaseLostError
 from pipelines import runner
 from pipelines.runner import Failure, Scheduler, StageFailedError
 from pipelines.work import Done, Job, Origin
+from training.config import ConfigError
 
 
 def job(stage: str, shard: int) -> Job:

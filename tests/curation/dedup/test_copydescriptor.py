@@ -27,7 +27,7 @@ from curation.dedup.siftvlad import (
     vlad,
     whitening,
 )
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 
 def picture(seed: int, height_px: int = 200, width_px: int = 260) -> np.ndarray:

@@ -14,7 +14,7 @@ from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
 from curation.dedup.near import NearConfig, NearPairs
 from curation.schema import image_ids
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 POOL, BENCHMARKS = [0, 1, 1_000_000], [2_000_000, 3_000_000]
 NEAR = NearConfig(radius_bits=4, key_ranges=3)

@@ -4,7 +4,7 @@ import socket
 import pytest
 
 from curation.ingest.guard import ForbiddenAddressError, Guard, is_public, is_web_port, literal_address
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 FORBIDDEN = [
     "http://127.0.0.1/a.png",

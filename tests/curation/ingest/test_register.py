@@ -7,7 +7,7 @@ import pytest
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig
 from curation.schema import TABLES
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 
 class Pool:

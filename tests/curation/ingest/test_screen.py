@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from curation.ingest.screen import Rules, ScreenConfig, Screened, ScreenKeys, UrlDuplicates, repeats
 from curation.schema import TABLES, image_ids
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 
 def urls_table(shard, urls, location=None, errors=None):

@@ -11,7 +11,7 @@ import pytest
 from curation.ingest.address import canonical_url
 from curation.ingest.local import read_local
 from curation.ingest.sources import SourceConfig, check_source, read_rows
-from curation.stage import ConfigError
+from training.config import ConfigError
 
 GOOD = "http://a.test/1.jpg"
 

@@ -14,7 +14,8 @@ from curation.represent import handmade
 from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
 from curation.schema import TABLES, Part, image_ids
-from curation.stage import ConfigError, Task
+from curation.stage import Task
+from training.config import ConfigError
 
 
 @dataclass

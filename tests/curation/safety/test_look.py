@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from curation.dedup.hashes import dhash, phash, pixel_sha256
 from curation.safety.look import LookConfig, LookStage
 from curation.schema import TABLES
-from curation.stage import ConfigError
+from training.config import ConfigError
 from training.data.pixels import decode
 
 

@@ -3,8 +3,8 @@ from typing import Any
 import pytest
 
 from curation.export.export import ExportConfig
-from curation.stage import ConfigError
 from pipelines.report.explain import explain
+from training.config import ConfigError
 
 FIRST, SECOND = 3_000_000_000_000, 3_000_001_000_000
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from curation.stage import ConfigError
 from pipelines.sample_web import photos
 from pipelines.sample_web.build import build, clashes, phash_of
 from pipelines.sample_web.config import SampleWebConfig
 from pipelines.sample_web.plant import file_of, num_benchmark, num_pictures
 from pipelines.sample_web.truth import KIND_OF, KINDS, counts, read_truth
+from training.config import ConfigError
 
 
 @pytest.fixture(scope="module")
