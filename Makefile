@@ -8,7 +8,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env curate test test-all lint format bench clean
+.PHONY: help env curate train test test-all lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -21,6 +21,10 @@ $(READY): pyproject.toml constraints.txt
 
 curate: $(READY) ## build an image set: RECIPE=smoke RUN=folder ARGS="key.sub=value --until STAGE"
 	@$(VENV)/bin/lvd curate $(RECIPE) $(if $(RUN),run=$(RUN)) $(ARGS)
+
+train: RECIPE = vits14_smoke
+train: $(READY) ## train a DINOv2: RECIPE=vits14_smoke RUN=folder ARGS="key.sub=value"
+	@$(VENV)/bin/lvd train $(RECIPE) $(if $(RUN),run=$(RUN)) $(ARGS)
 
 test: $(READY) ## run the tests (about ten minutes on two cores)
 	@$(VENV)/bin/pytest -m "not matrix" $(ARGS)

@@ -6,7 +6,7 @@ Square size, mean and standard deviation are the model's own. TorchScript names 
 |---|---|---|
 | ``timm:NAME`` | a timm model | ``weights`` (safetensors or state dict), else the Hugging Face cache |
 | ``open_clip:NAME/TAG`` | the image tower of an open_clip model | ``weights``, else the cache of TAG |
-| ``checkpoint:PATH`` | a teacher of our trainer: safetensors that name ``architecture``, ``img_size`` | PATH |
+| ``checkpoint:PATH`` | ``teacher.safetensors`` of our trainer, whose metadata name the timm model that it fits | PATH |
 | ``script:PATH`` | a TorchScript module [N, 3, H, W] -> [N, D] | PATH |
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import sys
 from dataclasses import dataclass
@@ -300,13 +301,14 @@ def _open_checkpoint(config: BackboneConfig, path: Path) -> Loaded:
     if "architecture" not in metadata:
         raise ValueError("its metadata names no architecture; give the teacher.safetensors that `lvd train` wrote")
     extra: dict[str, Any] = {name: int(metadata[name]) for name in ("img_size", "patch_size") if name in metadata}
-    model = timm.create_model(metadata["architecture"], num_classes=0, dynamic_img_size=True, **extra)
+    extra |= json.loads(metadata.get("model_args", "{}"))
+    model = timm.create_model(metadata["architecture"], **(extra | {"num_classes": 0, "dynamic_img_size": True}))
     model.load_state_dict(load_file(str(path)))
     return Loaded(
         model=model,
         size_px=config.size_px or int(metadata.get("img_size", 224)),
-        mean=IMAGENET_MEAN,
-        std=IMAGENET_STD,
+        mean=tuple(json.loads(metadata.get("mean", "null")) or IMAGENET_MEAN),
+        std=tuple(json.loads(metadata.get("std", "null")) or IMAGENET_STD),
         license=metadata.get("license"),
     )
 

@@ -1,4 +1,7 @@
-"""The command line: ``lvd curate RECIPE`` and what looks at its result. Heavy imports wait for their command."""
+"""The command line: ``lvd curate RECIPE``, ``lvd train RECIPE``, and what looks at their results.
+
+Heavy imports wait for their command.
+"""
 
 from __future__ import annotations
 
@@ -50,7 +53,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="lvd", description="Build an LVD-142M-like image set from the web.")
+    parser = argparse.ArgumentParser(
+        prog="lvd", description="Build an LVD-142M-like image set from the web, and train a DINOv2 on it."
+    )
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
 
     def command(name: str, do: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
@@ -66,6 +71,29 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--dry-run", action="store_true", help="print what is missing and what is stale, do nothing")
     sub.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do this stage again")
     sub.add_argument("--json", action="store_true", help="print the end of the run as JSON")
+
+    sub = command("train", _train, "train what a recipe describes, from where it stands")
+    sub.add_argument(
+        "recipe", help="vits14_smoke, vitl16_short, vitl14, … (pipelines/recipes/training), or a .yaml file"
+    )
+    sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values laid over the recipe")
+    sub.add_argument("--json", action="store_true", help="print the end of the run as JSON")
+
+    sub = command("export", _export, "write a trained network as timm, Hugging Face or dinov2's hub reads it")
+    sub.add_argument("weights", help="network.safetensors of a stage, or a released file")
+    sub.add_argument("--to", required=True, choices=("timm", "hf", "hub"))
+    sub.add_argument("--out", required=True, metavar="PATH", help="file (timm, hub) or folder (hf)")
+
+    sub = command("eval", _eval, "measure a trained network on labelled pictures: kNN and linear probe")
+    sub.add_argument("weights", help="network.safetensors or teacher.safetensors of a stage")
+    sub.add_argument("--kind", required=True, choices=("run", "tars", "folder", "parquet"), help="of the pictures")
+    sub.add_argument("--data", required=True, metavar="LOCATION", help="where they lie")
+    sub.add_argument("--label", default="label", help="column or json field of the label; a folder's is `folder`")
+    sub.add_argument("--split", nargs=2, metavar=("TRAIN", "TEST"), help="values of a parquet's column `split`")
+    sub.add_argument("--readout", default="cls_mean", choices=("cls", "mean", "cls_mean"))
+    sub.add_argument("--size", type=int, metavar="PX", help="side of the square; default: what it was trained with")
+    sub.add_argument("--linear", action="store_true", help="also train linear probes")
+    sub.add_argument("--json", action="store_true")
 
     sub = command("show", _show, "print a recipe as it resolves")
     sub.add_argument("recipe")
@@ -205,8 +233,10 @@ def _print_costs(outcome: Outcome) -> None:
 
 def _show(options: argparse.Namespace) -> int:
     from pipelines.curate import CurateRecipe
-    from pipelines.recipe import differences, dump_recipe, find_recipe, load_recipe
+    from pipelines.recipe import TRAINING_RECIPES, differences, dump_recipe, find_recipe, load_recipe
 
+    if (TRAINING_RECIPES / f"{options.recipe}.yaml").is_file():
+        return _show_training(options)
     recipe = _recipe(options)
     header = [line for line in find_recipe(options.recipe).read_text().splitlines() if line.startswith("#")]
     print("\n".join(header))
@@ -216,6 +246,58 @@ def _show(options: argparse.Namespace) -> int:
         print(f"# differs from {PAPER}, sources and sets apart, in")
         for key, here, there in differences(recipe, paper):
             print(f"#   {key}: {here} ({PAPER}: {there})")
+    return 0
+
+
+def _show_training(options: argparse.Namespace) -> int:
+    from pipelines.recipe import TRAINING_RECIPES, dump_recipe, find_recipe
+    from pipelines.train import load_training_recipe
+
+    recipe = load_training_recipe(options.recipe, options.overrides)
+    text = find_recipe(options.recipe, TRAINING_RECIPES).read_text()
+    print("\n".join(line for line in text.splitlines() if line.startswith("#")))
+    print(dump_recipe(recipe), end="")
+    return 0
+
+
+# Train
+
+
+def _train(options: argparse.Namespace) -> int:
+    import os
+
+    from pipelines.train import load_training_recipe, train
+
+    recipe = load_training_recipe(options.recipe, options.overrides)
+    is_main = os.environ.get("RANK", "0") == "0"
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if options.json else _say
+    end = train(recipe, say)
+    if not is_main:
+        return 0
+    if options.json:
+        print(json.dumps(end))
+        return 0
+    print()
+    print(f"time      {end['wall_s']:.0f} s")
+    print(f"plot      {end['plot']}")
+    print(f"teacher   {end['teacher']}")
+    print(f"next      lvd curate smoke embed.name=checkpoint:{end['teacher']} run=data/smoke/run2")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from training.export import export
+
+    for path in export(Path(options.weights), options.to, Path(options.out)):
+        print(f"written   {path}")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from pipelines.train import evaluate
+
+    found = evaluate(options)
+    print(json.dumps(found) if options.json else "\n".join(f"{name:<24}{value:.4f}" for name, value in found.items()))
     return 0
 
 

@@ -13,30 +13,31 @@ from pydantic import BaseModel, ValidationError
 from training.config import ConfigError, lay_over
 
 RECIPES = Path(__file__).parent / "recipes"
+TRAINING_RECIPES = RECIPES / "training"
 Recipe = TypeVar("Recipe", bound=BaseModel)
 
 
-def find_recipe(name: str) -> Path:
-    """Path of a recipe given by name (``smoke``) or by path (``mine.yaml``)."""
+def find_recipe(name: str, folder: Path = RECIPES) -> Path:
+    """Path of a recipe given by name (``smoke``, one of ``folder``) or by path (``mine.yaml``)."""
     path = Path(name)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise ConfigError(f"recipe {name!r}: no such file")
         return path
-    bundled = RECIPES / f"{name}.yaml"
+    bundled = folder / f"{name}.yaml"
     if not bundled.is_file():
-        known = ", ".join(sorted(p.stem for p in RECIPES.glob("*.yaml")))
+        known = ", ".join(sorted(p.stem for p in folder.glob("*.yaml")))
         raise ConfigError(f"recipe {name!r} is not known; give one of {known}, or a path that ends in .yaml")
     return bundled
 
 
-def read_values(path: Path) -> dict[str, Any]:
+def read_values(path: Path, folder: Path = RECIPES) -> dict[str, Any]:
     """Values of a recipe file, those of its base beneath them."""
     values = _read_yaml(path)
     base = values.pop("base", None)
     if base is None:
         return values
-    below = path.parent / base if str(base).endswith((".yaml", ".yml")) else find_recipe(str(base))
+    below = path.parent / base if str(base).endswith((".yaml", ".yml")) else find_recipe(str(base), folder)
     if not below.is_file():
         raise ConfigError(f"{path}: base {str(base)!r}: no such file")
     base_values = _read_yaml(below)
@@ -45,14 +46,14 @@ def read_values(path: Path) -> dict[str, Any]:
     return lay_over(base_values, values)
 
 
-def load_recipe(kind: type[Recipe], name: str, overrides: Sequence[str] = ()) -> Recipe:
-    """A recipe with ``key.sub=value`` overrides, checked.
+def load_recipe(kind: type[Recipe], name: str, overrides: Sequence[str] = (), *, folder: Path = RECIPES) -> Recipe:
+    """A recipe with ``key.sub=value`` overrides, checked. ``folder`` is where a bare name is looked for.
 
     Raises:
         ConfigError: one line that names the key, the value got and the values allowed.
     """
-    path = find_recipe(name)
-    values = read_values(path)
+    path = find_recipe(name, folder)
+    values = read_values(path, folder)
     for override in overrides:
         _override(values, override)
     try:
@@ -127,7 +128,9 @@ def _explain(kind: type[BaseModel], error: ValidationError) -> str:
         line = f"key {key!r} is missing"
     else:
         message = str(first["msg"]).removeprefix("Value error, ")
-        line = f"key {key!r}: got {got!r}; {message[:1].lower()}{message[1:]}"
+        said = f"{message[:1].lower()}{message[1:]}"
+        # What is wrong between keys names them itself; the whole recipe is no value to repeat.
+        line = f"key {key!r}: got {got!r}; {said}" if first["loc"] else said
     line = " ".join(line.split())
     return f"{line} (and {len(more)} more)" if more else line
 

@@ -359,10 +359,9 @@ class DistillConfig(Config):
     """The frozen teacher of a distill stage."""
 
     teacher: str = Field(default="previous", description="previous, or the path of a file with its architecture")
-    # heads: the teacher's own; fresh: heads trained on the frozen teacher first, for `fresh_heads` steps; feature:
-    # cosine to the teacher's tokens through a linear map, no heads at all
-    mode: Literal["heads", "fresh", "feature"] = "heads"
-    fresh_heads: int = Field(default=1000, ge=0, description="steps")
+    # heads: the teacher's own, with as many prototypes as the student's; feature: cosine to the teacher's tokens through
+    # a linear map, for a teacher without heads. (Heads for it are trained by a stage with init.freeze_backbone.)
+    mode: Literal["heads", "feature"] = "heads"
     output_momentum: float = Field(default=0.999, ge=0, le=1, description="of the spare EMA that is the result")
 
 

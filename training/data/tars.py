@@ -83,14 +83,18 @@ class TarWriter:
         self.num_bytes += len(data)
 
 
-def members(path: Path | str) -> Iterator[Member]:
+def members(path: Path | str, file: BinaryIO | None = None) -> Iterator[Member]:
     """All regular files of an uncompressed or compressed tar, in stored order; offsets are of the uncompressed stream.
+
+    Args:
+        path: where the tar lies.
+        file: the tar itself, opened by the caller, where it lies in no folder; ``path`` is then only its name.
 
     Raises:
         TarError: the file is no tar, or is damaged or cut off.
     """
     try:
-        with tarfile.open(path, "r:*") as tar:
+        with tarfile.open(path, "r:*", fileobj=file) as tar:
             for info in tar:
                 if info.isfile():
                     yield Member(info.name, info.offset_data, info.size)

@@ -1,0 +1,184 @@
+"""Networks as files: our own, and as timm, Hugging Face and dinov2's hub read them.
+
+``network.safetensors`` has backbone, heads and, in its metadata, what is needed to build them (dinov2's parameter names
+under ``backbone.``, ``dino_head.``, ``ibot_head.``). ``teacher.safetensors`` has the backbone as timm names it; its metadata
+say which ``timm.create_model`` call it fits.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from training.config import ConfigError, ModelConfig, ObjectiveConfig, Resolved, ViewConfig
+from training.models.convert import Report, backbone_to_hf, backbone_to_timm, load_backbone, timm_architecture
+from training.models.network import Network
+
+NETWORK = "network.safetensors"
+TEACHER = "teacher.safetensors"
+
+
+class Held(NamedTuple):
+    """A network read from a file."""
+
+    network: Network
+    model: ModelConfig
+    views: ViewConfig
+
+
+def write_network(folder: Path, state: dict[str, Tensor], resolved: Resolved) -> None:
+    """Write ``network.safetensors`` and ``teacher.safetensors``, each whole or not at all.
+
+    Args:
+        folder: of the stage.
+        state: of a ``Network``, unsharded.
+        resolved: the recipe that made it.
+    """
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith("feature_map.")}
+    about = {
+        "model": resolved.model.model_dump_json(),
+        "objective": resolved.objective.model_dump_json(),
+        "views": resolved.views.model_dump_json(),
+    }
+    _write(folder / NETWORK, kept, about)
+    backbone = {name.removeprefix("backbone."): tensor for name, tensor in kept.items() if name.startswith("backbone.")}
+    _write(folder / TEACHER, backbone_to_timm(backbone, resolved.model), _timm_metadata(resolved.model, resolved.views))
+
+
+def _timm_metadata(model: ModelConfig, views: ViewConfig) -> dict[str, str]:
+    architecture, arguments = timm_architecture(model)
+    return {
+        "architecture": architecture,
+        "model_args": json.dumps(arguments),
+        "img_size": str(model.image_px),
+        "patch_size": str(model.patch_px),
+        "mean": json.dumps(views.mean),
+        "std": json.dumps(views.std),
+    }
+
+
+def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    from safetensors.torch import save_file
+
+    beside = path.with_name(f".{path.name}")
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, beside, metadata | {"format": "pt"})
+    beside.replace(path)
+
+
+def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file, or tensors of a .pth one.
+
+    Raises:
+        ConfigError: there is no such file, or it holds no tensors.
+    """
+    if not path.is_file():
+        raise ConfigError(f"weights: got {str(path)!r}, which is no file; give a .safetensors or .pth file")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors import safe_open
+            from safetensors.torch import load_file
+
+            with safe_open(str(path), framework="pt") as file:
+                metadata = dict(file.metadata() or {})
+            return load_file(str(path)), metadata
+        state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
+        return state, {}
+    except Exception as error:
+        text = " ".join(str(error).split())
+        raise ConfigError(f"weights: {str(path)!r} cannot be read: {text:.200}") from None
+
+
+def read_network(path: Path, *, with_heads: bool = True) -> Held:
+    """A network as ``write_network`` wrote it, on the CPU.
+
+    Raises:
+        ConfigError: the file does not say what network it holds.
+    """
+    state, metadata = read_state(path)
+    if "model" not in metadata:
+        raise ConfigError(
+            f"weights: {str(path)!r} does not say what network it holds; give the network.safetensors of a stage"
+        )
+    model = ModelConfig.model_validate_json(metadata["model"])
+    objective = ObjectiveConfig.model_validate_json(metadata["objective"])
+    network = Network(model, objective, with_heads=with_heads)
+    if not with_heads:
+        state = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
+    network.load_state_dict(state)
+    return Held(network, model, ViewConfig.model_validate_json(metadata["views"]))
+
+
+def load_network(network: Network, path: Path, *, with_heads: bool) -> str:
+    """Bring weights of a file into a network: ours, timm's or a released one; the position grid is resized.
+
+    Returns:
+        What was done, for a person.
+
+    Raises:
+        ConfigError: the file does not fit; names what is missing or of another shape.
+    """
+    state, _ = read_state(path)
+    report: Report = load_backbone(network.backbone, state)
+    lines = [str(report)]
+    for name, head in network.heads().items():
+        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        if not own or not with_heads:
+            lines.append(f"{name} starts at random")
+            continue
+        try:
+            head.load_state_dict(own)
+        except RuntimeError as error:
+            text = " ".join(str(error).split())
+            raise ConfigError(f"init: {name} of {path} does not fit: {text:.200}; set init.heads=false to start it anew") from None
+        lines.append(f"{name} taken")
+    return "; ".join(lines)
+
+
+def export(weights: Path, to: str, out: Path) -> list[Path]:
+    """Write the backbone of a ``network.safetensors`` for another library.
+
+    Args:
+        weights: file of a stage.
+        to: timm (safetensors), hf (a folder for ``from_pretrained``) or hub (.pth with dinov2's names).
+        out: file, or folder for hf.
+
+    Returns:
+        The files written.
+    """
+    held = read_network(weights, with_heads=False)
+    state = dict(held.network.backbone.state_dict())
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if to == "timm":
+        _write(out, backbone_to_timm(state, held.model), _timm_metadata(held.model, held.views))
+        return [out]
+    if to == "hub":
+        torch.save(state, out)
+        return [out]
+    out.mkdir(parents=True, exist_ok=True)
+    renamed, config = backbone_to_hf(state, held.model)
+    _write(out / "model.safetensors", renamed, {})
+    (out / "config.json").write_text(json.dumps(config, indent=1))
+    (out / "preprocessor_config.json").write_text(json.dumps(_preprocessor(held), indent=1))
+    return [out / "model.safetensors", out / "config.json", out / "preprocessor_config.json"]
+
+
+def _preprocessor(held: Held) -> dict[str, Any]:
+    side = held.model.image_px
+    return {
+        "image_processor_type": "BitImageProcessor",
+        "do_resize": True,
+        "size": {"shortest_edge": round(side * 8 / 7)},
+        "do_center_crop": True,
+        "crop_size": {"height": side, "width": side},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(held.views.mean),
+        "image_std": list(held.views.std),
+        "do_convert_rgb": True,
+        "resample": 3,
+    }

@@ -1,0 +1,322 @@
+"""A training run, top to bottom: stages in order, each resumed where it stands.
+
+``RUN/STAGE/`` holds ``checkpoints/``, ``log.jsonl``, ``plot.png``, ``teacher.safetensors`` (backbone, as timm reads it),
+``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished. Where a stage starts:
+its latest whole checkpoint; else what ``init.source`` names.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from training.config import ConfigError, Resolved, TrainRecipe
+from training.checkpoint import Checkpoints, whole
+from training.data.collate import Batch
+from training.data.index import Index
+from training.data.loader import Loader
+from training.export import load_network, read_network, write_network
+from training.metrics import Log, Rails, plot
+from training.models.network import Network
+from training.models.vit import VisionTransformer
+from training.objective import Objective
+from training.parallel import World, distribute, start, stop
+from training.schedule import Schedules
+from training.step import TrainStep
+
+Say = Callable[[str], None]
+
+
+class StageResult(NamedTuple):
+    """What a finished stage left."""
+
+    folder: Path
+    num_steps: int
+    record: dict[str, float]  # last logged values
+
+
+def train(recipe: TrainRecipe, say: Say) -> list[StageResult]:
+    """Run every stage of a recipe that is not finished yet.
+
+    Args:
+        recipe: what to do.
+        say: called with lines for a person, on rank 0.
+
+    Returns:
+        One result a stage.
+
+    Raises:
+        ConfigError: the recipe does not fit what is there; before any work.
+    """
+    world = start(recipe.parallel)
+    try:
+        results: list[StageResult] = []
+        for name in recipe.stages:
+            before = results[-1].folder if results else None
+            stage = Stage(recipe, name, world, say if world.is_main else _silent, previous=before)
+            results.append(stage.run())
+        return results
+    finally:
+        stop()
+
+
+def _silent(text: str) -> None:
+    del text
+
+
+class Stage:
+    """One stage of a run."""
+
+    def __init__(self, recipe: TrainRecipe, name: str, world: World, say: Say, *, previous: Path | None) -> None:
+        self.resolved = recipe.resolved(name)
+        self.world, self.say, self.previous = world, say, previous
+        self.folder = Path(recipe.run) / name
+        if world.is_main:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._refuse_other_recipe()
+
+    def run(self) -> StageResult:
+        """Train until the end of the schedule, unless that was done before."""
+        done = self.folder / "done.json"
+        if done.exists():
+            record = json.loads(done.read_text())
+            self.say(f"{self.resolved.name}: done before, {record['num_steps']:,} steps")
+            return StageResult(self.folder, record["num_steps"], record["record"])
+        index = Index.open(self.resolved.data)
+        self.say(f"{self.resolved.name}: {index.describe()}")
+        training = self.build()
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.resolved.checkpoint, self.world)
+        first = self._resume(checkpoints, training, index)
+        record = self._loop(training, checkpoints, index, first)
+        checkpoints.wait()
+        self._finish(training, record)
+        return StageResult(self.folder, self.resolved.num_steps, record)
+
+    # Networks
+
+    def build(self) -> TrainStep:
+        """Networks with their starting weights, laid over the devices, and the step that moves them."""
+        resolved, world = self.resolved, self.world
+        is_distill = resolved.stage.kind == "distill"
+        held = read_network(self._source(resolved.stage.distill.teacher)) if is_distill else None
+        student = self._student(
+            held.network.backbone.dim if held and resolved.stage.distill.mode == "feature" else None
+        )
+        torch.manual_seed(resolved.seed)
+        student.init_weights()
+        self._load_start(student)
+        copied = self._student_twin(student)
+        teacher = held.network if held is not None else copied
+        if held is not None and resolved.stage.distill.mode == "heads":
+            _check_heads(student, teacher)
+        parallel = resolved.parallel
+        objective = Objective(
+            resolved, distribute(student, world, parallel), distribute(teacher, world, parallel, is_trained=False)
+        )
+        objective.place(world)
+        if objective.gram_teacher is not None:
+            distribute(objective.gram_teacher, world, parallel, is_trained=False)
+        result = distribute(copied, world, parallel, is_trained=False) if is_distill else None
+        return TrainStep(resolved, objective, world, result=result)
+
+    def _student(self, feature_dim: int | None = None) -> Network:
+        resolved = self.resolved
+        attention = resolved.parallel.attention
+        return Network(resolved.model, resolved.objective, attention=attention, feature_dim=feature_dim)
+
+    def _student_twin(self, student: Network) -> Network:
+        twin = self._student(student.feature_map.out_features if student.feature_map is not None else None)
+        twin.load_state_dict(student.state_dict())
+        return twin.requires_grad_(False).eval()
+
+    def _load_start(self, student: Network) -> None:
+        """Weights that the stage starts from, where it does not start from random ones."""
+        init = self.resolved.stage.init
+        if init.source == "random" or (init.source == "previous" and self.previous is None):
+            return
+        if self.resolved.stage.kind == "distill" and init.source == "previous":
+            return  # the stage before is the teacher; the student is another network
+        report = load_network(student, self._source(init.source), with_heads=init.heads)
+        self.say(f"{self.resolved.name}: weights from {init.source}: {report}")
+
+    def _source(self, name: str) -> Path:
+        if name != "previous":
+            return Path(name)
+        if self.previous is None:
+            raise ConfigError(
+                f"stage {self.resolved.name!r}: source 'previous', and there is no stage before it; give the path of a file"
+            )
+        return self.previous / "network.safetensors"
+
+    # Resume
+
+    def _refuse_other_recipe(self) -> None:
+        """A stage goes on under the recipe that it was begun with; the first key that differs is named."""
+        path = self.folder / "recipe.json"
+        values = self.resolved.fingerprint_values()
+        text = None
+        if self.world.is_main and path.exists():
+            text = _first_difference(json.loads(path.read_text()), json.loads(json.dumps(values)))
+        elif self.world.is_main:
+            path.write_text(json.dumps(values, indent=1))
+        text = self.world.from_main(text)
+        if text is not None:
+            raise ConfigError(
+                f"{self.folder}: was begun with another recipe: {text}; set it back, or give another run=FOLDER"
+            )
+
+    def _resume(self, checkpoints: Checkpoints, training: TrainStep, index: Index) -> int:
+        """Number of steps that are done; their state is in the networks."""
+        step = checkpoints.latest()
+        if step is None:
+            return 0
+        changed = index.difference(checkpoints.progress(step)["data"])
+        if changed:
+            raise ConfigError(
+                f"{self.folder}: its pictures are not those that it was begun with: {changed}; set them back, or give another run=FOLDER"
+            )
+        checkpoints.load(step, training)
+        self.say(f"{self.resolved.name}: goes on after step {step:,}")
+        return step
+
+    # Loop
+
+    def _loop(self, training: TrainStep, checkpoints: Checkpoints, index: Index, first: int) -> dict[str, float]:
+        resolved, world = self.resolved, self.world
+        num_steps = resolved.num_steps
+        schedules = Schedules(resolved)
+        loader = Loader(resolved, index, rank=world.rank, world=world.size, start_step=first, device=world.device)
+        log = Log(self.folder / "log.jsonl", from_step=first, is_main=world.is_main)
+        rails = Rails(resolved)
+        evaluator = self._evaluator()
+        record: dict[str, float] = {}
+        started = time.monotonic()
+        with log, loader:
+            batches = iter(loader)
+            for step in range(first, num_steps):
+                self._gram(training, step)
+                micros = _take(batches, loader.num_micros)
+                record = training(micros, schedules.at(step), step)
+                record |= schedules.at(step)._asdict()
+                record |= {"wait_s": loader.take_wait_s(), "elapsed_s": time.monotonic() - started}
+                for alarm in rails.check(record, step):
+                    log.note(step, alarm)
+                    self.say(f"{resolved.name}: step {step:,}: {alarm}")
+                for bad in loader.take_bad():
+                    log.bad(step, bad)
+                if evaluator is not None and ((step + 1) % resolved.evaluation.every == 0 or step + 1 == num_steps):
+                    record |= evaluator(training.result)
+                log.write(step, record)
+                self._say_progress(step, first, record, started)
+                if (step + 1) % resolved.checkpoint.every == 0 or step + 1 == num_steps:
+                    checkpoints.save(step + 1, training, {"seed": resolved.seed, "data": index.summary()})
+        return record
+
+    def _gram(self, training: TrainStep, step: int) -> None:
+        """Take the teacher of now as the gram teacher at the start of gram, and at each refresh."""
+        gram = self.resolved.objective.gram
+        since = step - self.resolved.steps(gram.start)
+        training.objective.is_gram_on = training.objective.gram_teacher is not None and since >= 0
+        if training.objective.gram_teacher is None or gram.checkpoint is not None:
+            return
+        num_refreshes = since // gram.refresh if gram.refresh else 0
+        is_refresh = bool(gram.refresh) and since % (gram.refresh or 1) == 0 and num_refreshes <= gram.max_refreshes
+        if since == 0 or (since > 0 and is_refresh):
+            training.objective.refresh_gram()
+
+    def _evaluator(self) -> Callable[[Network], dict[str, float]] | None:
+        """Measures a network on the recipe's labelled sets; None where it names none."""
+        evaluation = self.resolved.evaluation
+        if not evaluation.sets:
+            return None
+        from training.eval.evaluate import Evaluator
+
+        evaluator = Evaluator(evaluation, self.resolved.views) if self.world.is_main else None
+
+        def measure(network: Network) -> dict[str, float]:
+            state = whole(dict(network.backbone.state_dict()))
+            found: dict[str, float] = {}
+            if evaluator is not None:  # on one rank, with the whole network: the others wait
+                plain = VisionTransformer(self.resolved.model)
+                plain.load_state_dict(state)
+                found = evaluator(plain.to(self.world.device).eval())
+            measured: dict[str, float] = self.world.from_main(found)
+            return measured
+
+        return measure
+
+    # End
+
+    def _say_progress(self, step: int, first: int, record: dict[str, float], started: float) -> None:
+        """A line every twentieth of the stage, and with every measurement."""
+        num_steps = self.resolved.num_steps
+        is_due = (
+            (step + 1) % max(1, num_steps // 20) == 0 or step == first or any(key.startswith("knn") for key in record)
+        )
+        if not is_due:
+            return
+        seconds = time.monotonic() - started
+        rate = (step + 1 - first) / max(seconds, 1e-9)
+        left = (num_steps - step - 1) / rate
+        shown = [
+            f"{name} {record[name]:.3f}" for name in ("dino", "ibot", "koleo", "gram", "feature") if name in record
+        ]
+        shown += [f"{name} {value:.3f}" for name, value in record.items() if name.startswith(("knn", "linear"))]
+        pictures = rate * self.resolved.data.batch_size
+        self.say(
+            f"step {step + 1:>7,} of {num_steps:,}  {'  '.join(shown)}  {pictures:,.1f} pictures/s, {left:,.0f} s left"
+        )
+
+    def _finish(self, training: TrainStep, record: dict[str, float]) -> None:
+        """Write what the stage was for."""
+        state = whole(dict(training.result.state_dict()))
+        if self.world.is_main:
+            write_network(self.folder, state, self.resolved)
+            plot(self.folder / "log.jsonl", self.folder / "plot.png")
+            top = self.folder.parent
+            for name in ("teacher.safetensors", "network.safetensors", "plot.png"):
+                shutil.copyfile(self.folder / name, top / f".{name}")
+                (top / f".{name}").replace(top / name)
+            facts = {"num_steps": self.resolved.num_steps, "record": record, "torch": torch.__version__}
+            (self.folder / "done.json").write_text(json.dumps(facts | {"machine": platform.platform()}, indent=1))
+        self.world.barrier()
+
+
+def _take(batches: Iterator[Batch], num: int) -> list[Batch]:
+    return [next(batches) for _ in range(num)]
+
+
+def _check_heads(student: Network, teacher: Network) -> None:
+    """A student that learns a teacher's prototypes has as many.
+
+    Raises:
+        ConfigError: the teacher has no such head, or another number of prototypes.
+    """
+    held = teacher.heads()
+    for name, head in student.heads().items():
+        if name not in held:
+            raise ConfigError(
+                f"distill: the teacher has no {name}; take distill.mode=feature, or train heads for it in a stage with init.freeze_backbone"
+            )
+        if head.num_prototypes != held[name].num_prototypes:
+            raise ConfigError(
+                f"distill: the teacher's {name} has {held[name].num_prototypes:,} prototypes, the student's {head.num_prototypes:,}; set objective.*.head.num_prototypes"
+            )
+
+
+def _first_difference(old: Any, new: Any, path: str = "") -> str | None:
+    """First key whose values differ, with both; None where all are equal."""
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in list(new) + [key for key in old if key not in new]:
+            found = _first_difference(old.get(key), new.get(key), f"{path}.{key}" if path else key)
+            if found is not None:
+                return found
+        return None
+    return None if old == new else f"{path} was {old!r}, is {new!r}"
