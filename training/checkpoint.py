@@ -1,4 +1,4 @@
-"""Checkpoints for resume: sharded (DCP), written in the background, whole or not there, readable by any number of ranks.
+"""Checkpoints for resume: sharded (DCP), written in the background, whole or not there, readable by any ranks.
 
 ``STAGE/checkpoints/step-00001000/``; DCP writes ``.metadata`` last, and a folder without it is no checkpoint. State is
 weights, moments and centres as tensors, and the position as numbers: seed, step and the digest of the data are all that
@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
+from collections.abc import Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -82,9 +85,9 @@ class Checkpoints:
             self._pending = (step, future)
         elif self.config.background:
             copied = {name: tensor.detach().to("cpu", copy=True) for name, tensor in state.items()}
-            self._pending = (step, _in_thread(lambda: dcp.save(copied, checkpoint_id=path, no_dist=True)))
+            self._pending = (step, _in_thread(lambda: _save(copied, path, is_alone=True)))
         else:
-            dcp.save(state, checkpoint_id=path, no_dist=is_alone)
+            _save(state, path, is_alone=is_alone)
             self._prune()
 
     def wait(self) -> None:
@@ -104,7 +107,8 @@ class Checkpoints:
         """
         state = tensors(training)
         try:
-            dcp.load(state, checkpoint_id=self._path(step), no_dist=self.world.mesh is None)
+            with _quiet():
+                dcp.load(state, checkpoint_id=self._path(step), no_dist=self.world.mesh is None)
         except Exception as error:
             text = " ".join(str(error).split())
             raise ConfigError(f"{self._path(step)}: does not fit this recipe: {text:.300}") from None
@@ -151,6 +155,19 @@ def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, T
         for kind in ("exp_avg", "exp_avg_sq"):
             state[kind] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
     return {kind: state[kind] for kind in ("step", "exp_avg", "exp_avg_sq")}
+
+
+def _save(state: dict[str, Tensor], path: Path, *, is_alone: bool) -> None:
+    with _quiet():
+        dcp.save(state, checkpoint_id=path, no_dist=is_alone)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """DCP warns of a single process, which is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled")
+        yield
 
 
 def _in_thread(work: Any) -> Future[Any]:

@@ -310,6 +310,9 @@ class CheckpointConfig(Config):
     keep: int = Field(default=3, ge=1, description="latest ones")
     keep_every: int | None = Field(default=None, ge=1, description="steps of those that are kept for good")
     background: bool = True  # written while training goes on
+    stop_after: int | None = Field(
+        default=None, ge=1, description="steps after which the command ends, for a later one to go on: a queue's time slot"
+    )
 
 
 class EvalSet(Config):

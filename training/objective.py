@@ -21,8 +21,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from training.config import Resolved
+from training.data import photometric
 from training.data.collate import Batch
-from training.data.photometric import normalise
 from training.losses.centering import Center
 from training.losses.gram import gram_loss, resize_tokens
 from training.losses.koleo import koleo
@@ -110,17 +110,17 @@ class Objective(nn.Module):
         config = self.resolved.views
         batch = batch.to(self.world.device)
 
-        def ready(crops: Tensor | None) -> Tensor | None:
-            if crops is None or crops.is_floating_point():
+        def ready(crops: Tensor, name: str = "") -> Tensor:
+            if crops.is_floating_point():
                 return crops
-            return normalise(crops, config.mean, config.std)
+            if batch.photometric is not None and name in batch.photometric:
+                crops = photometric.apply(crops, batch.photometric[name])
+            return photometric.normalise(crops, config.mean, config.std)
 
-        global_crops = ready(batch.global_crops)
-        assert global_crops is not None
         return Views(
-            global_crops=global_crops,
-            local_crops=ready(batch.local_crops),
-            gram_crops=ready(batch.gram_crops),
+            global_crops=ready(batch.global_crops, "global_crops"),
+            local_crops=ready(batch.local_crops, "local_crops") if batch.local_crops is not None else None,
+            gram_crops=ready(batch.gram_crops) if batch.gram_crops is not None else None,
             masks=batch.masks if is_masked else None,
             masked_indices=batch.masked_indices if is_masked else batch.masked_indices[:0],
         )

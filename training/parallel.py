@@ -11,6 +11,7 @@ that the number of ranks changes none.
 from __future__ import annotations
 
 import os
+import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -143,27 +144,31 @@ def distribute(network: Network, world: World, config: ParallelConfig, *, is_tra
             block.compile()
     if world.mesh is None:
         return network.to(world.device)
-    _shard(network, world, config)
+    _shard(network, world, config, is_trained=is_trained)
     return network
 
 
-def _shard(network: Network, world: World, config: ParallelConfig) -> None:
+def _shard(network: Network, world: World, config: ParallelConfig, *, is_trained: bool) -> None:
+    # Tokens are views of one tensor; nothing changes them in place.
+    warnings.filterwarnings("ignore", message=".*returned a view tensor.*")
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     is_half = config.precision == "bf16" and world.device.type == "cuda"
     body = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if is_half else None, reduce_dtype=torch.float32)
     full = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32)
     network.to(world.device)
+    # A root keeps its parameters whole from forward to backward; without a backward that would be for ever.
+    root = None if is_trained else True
     for block in network.backbone.blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=body)
-    fully_shard(network.backbone, mesh=world.mesh, mp_policy=body)
+    fully_shard(network.backbone, mesh=world.mesh, mp_policy=body, reshard_after_forward=root)
     register_fsdp_forward_method(network.backbone, "intermediate")
     for head in network.heads().values():
-        fully_shard(head, mesh=world.mesh, mp_policy=full)
-        for method in ("project", "dino_loss", "ibot_loss"):
+        fully_shard(head, mesh=world.mesh, mp_policy=full, reshard_after_forward=root)
+        for method in ("dino_loss", "ibot_loss"):  # what is called from outside; forward calls project itself
             register_fsdp_forward_method(head, method)
     if network.feature_map is not None:
-        fully_shard(network.feature_map, mesh=world.mesh, mp_policy=full)
+        fully_shard(network.feature_map, mesh=world.mesh, mp_policy=full, reshard_after_forward=root)
 
 
 def local(tensor: torch.Tensor) -> torch.Tensor:

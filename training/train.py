@@ -11,6 +11,7 @@ import json
 import platform
 import shutil
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +41,7 @@ class StageResult(NamedTuple):
     folder: Path
     num_steps: int
     record: dict[str, float]  # last logged values
+    is_whole: bool = True  # False where checkpoint.stop_after ended it
 
 
 def train(recipe: TrainRecipe, say: Say) -> list[StageResult]:
@@ -62,6 +64,8 @@ def train(recipe: TrainRecipe, say: Say) -> list[StageResult]:
             before = results[-1].folder if results else None
             stage = Stage(recipe, name, world, say if world.is_main else _silent, previous=before)
             results.append(stage.run())
+            if not results[-1].is_whole:
+                break
         return results
     finally:
         stop()
@@ -89,15 +93,26 @@ class Stage:
             record = json.loads(done.read_text())
             self.say(f"{self.resolved.name}: done before, {record['num_steps']:,} steps")
             return StageResult(self.folder, record["num_steps"], record["record"])
-        index = Index.open(self.resolved.data)
-        self.say(f"{self.resolved.name}: {index.describe()}")
+        index = Index.open(self.resolved.data, cache=self.folder.parent / "index")
+        parts = ", ".join(f"{part.num_samples:,} of {part.name}" for part in index.parts)
+        self.say(f"{self.resolved.name}: {index.num_samples:,} pictures ({parts}), {self.resolved.num_steps:,} steps")
+        for note in index.notes:
+            self.say(f"{self.resolved.name}: {note}")
         training = self.build()
         checkpoints = Checkpoints(self.folder / "checkpoints", self.resolved.checkpoint, self.world)
         first = self._resume(checkpoints, training, index)
         record = self._loop(training, checkpoints, index, first)
         checkpoints.wait()
+        if self._last_step < self.resolved.num_steps:
+            self.say(f"{self.resolved.name}: stopped after step {self._last_step:,}; the same command goes on")
+            return StageResult(self.folder, self._last_step, record, is_whole=False)
         self._finish(training, record)
         return StageResult(self.folder, self.resolved.num_steps, record)
+
+    @property
+    def _last_step(self) -> int:
+        stop_after = self.resolved.checkpoint.stop_after
+        return min(self.resolved.num_steps, stop_after or self.resolved.num_steps)
 
     # Networks
 
@@ -177,11 +192,7 @@ class Stage:
         step = checkpoints.latest()
         if step is None:
             return 0
-        changed = index.difference(checkpoints.progress(step)["data"])
-        if changed:
-            raise ConfigError(
-                f"{self.folder}: its pictures are not those that it was begun with: {changed}; set them back, or give another run=FOLDER"
-            )
+        index.check_same(checkpoints.progress(step)["data"])
         checkpoints.load(step, training)
         self.say(f"{self.resolved.name}: goes on after step {step:,}")
         return step
@@ -190,7 +201,7 @@ class Stage:
 
     def _loop(self, training: TrainStep, checkpoints: Checkpoints, index: Index, first: int) -> dict[str, float]:
         resolved, world = self.resolved, self.world
-        num_steps = resolved.num_steps
+        num_steps, last = resolved.num_steps, self._last_step
         schedules = Schedules(resolved)
         loader = Loader(resolved, index, rank=world.rank, world=world.size, start_step=first, device=world.device)
         log = Log(self.folder / "log.jsonl", from_step=first, is_main=world.is_main)
@@ -200,11 +211,13 @@ class Stage:
         started = time.monotonic()
         with log, loader:
             batches = iter(loader)
-            for step in range(first, num_steps):
+            for step in range(first, last):
                 self._gram(training, step)
                 micros = _take(batches, loader.num_micros)
                 record = training(micros, schedules.at(step), step)
                 record |= schedules.at(step)._asdict()
+                keys = "\n".join(key for micro in micros for key in micro.keys)
+                record |= {"samples": zlib.crc32(keys.encode())}  # of rank 0: which pictures, for comparing runs
                 record |= {"wait_s": loader.take_wait_s(), "elapsed_s": time.monotonic() - started}
                 for alarm in rails.check(record, step):
                     log.note(step, alarm)
@@ -215,7 +228,7 @@ class Stage:
                     record |= evaluator(training.result)
                 log.write(step, record)
                 self._say_progress(step, first, record, started)
-                if (step + 1) % resolved.checkpoint.every == 0 or step + 1 == num_steps:
+                if (step + 1) % resolved.checkpoint.every == 0 or step + 1 == last:
                     checkpoints.save(step + 1, training, {"seed": resolved.seed, "data": index.summary()})
         return record
 

@@ -1,9 +1,9 @@
 """Runs the training step of facebookresearch/dinov2 on one CPU, from a checkout that lies elsewhere.
 
-dinov2 asks for xformers and wraps its networks in an FSDP that today's torch no longer has. Here xformers is a stand-in of
-our own (``xformers_stand_in``), the process group is gloo with one rank, nothing is wrapped, ``Tensor.cuda`` does nothing,
-the grad scaler is off, and the loop is dinov2's own without logging and checkpoints. Everything in the step itself is
-dinov2's: networks, losses, backward, parameter groups, schedules, clipping by submodule.
+dinov2 asks for xformers and wraps its networks in an FSDP that today's torch no longer has. Here xformers is a stand-in
+of our own (``xformers_stand_in``), the process group is gloo with one rank, nothing is wrapped, ``Tensor.cuda`` does
+nothing, the grad scaler is off, and the loop is dinov2's own without logging and checkpoints. Everything in the step
+itself is dinov2's: networks, losses, backward, parameter groups, schedules, clipping by submodule.
 
 dinov2 needs packages that this project does not: make them visible by PYTHONPATH, from an environment of their own
 (``pip install --target FOLDER --no-deps omegaconf antlr4-python3-runtime==4.9.3 fvcore iopath yacs portalocker tabulate

@@ -1,0 +1,150 @@
+"""Whole runs: stages, resume, ranks. Sizes are tiny; everything else is what a user runs."""
+
+import json
+
+import pytest
+from tests.training import small_training as small
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from training.config import ConfigError, TrainRecipe
+from training.train import train
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tars")
+    small.write_tars(folder)
+    return folder
+
+
+def quietly(recipe: TrainRecipe) -> list[str]:
+    lines: list[str] = []
+    torch.set_num_threads(1)
+    train(recipe, lines.append)
+    return lines
+
+
+def network(run, stage="pretrain"):
+    return load_file(run / stage / "network.safetensors")
+
+
+def assert_equal(first, second):
+    assert first.keys() == second.keys()
+    for name, tensor in first.items():
+        assert torch.equal(tensor, second[name]), name
+
+
+def test_a_run_leaves_a_teacher_that_timm_loads_and_a_plot(tars, tmp_path):
+    lines = quietly(small.recipe(tars, tmp_path / "run"))
+    stage = tmp_path / "run" / "pretrain"
+    with safe_open(str(stage / "teacher.safetensors"), framework="pt") as file:
+        about = file.metadata()
+    model = timm.create_model(about["architecture"], num_classes=0, **json.loads(about["model_args"]))
+    model.load_state_dict(load_file(stage / "teacher.safetensors"))
+    assert (stage / "plot.png").stat().st_size > 5_000
+    assert (tmp_path / "run" / "teacher.safetensors").is_file()
+    steps = small.steps_of(stage / "log.jsonl")
+    assert [record["step"] for record in steps] == list(range(8))
+    assert any("48 pictures" in line for line in lines)
+    assert any("done before" in line for line in quietly(small.recipe(tars, tmp_path / "run")))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_a_killed_run_ends_as_one_that_was_not(tars, tmp_path, num_workers):
+    # 48 pictures, 8 a step: six steps an epoch; two micro-batches a step; checkpoints every three steps
+    changes = {
+        "data": {"num_workers": num_workers, "micro_batch_size": 4},
+        "model": {"drop_path": 0.2},
+        "schedule": {"length": 14},
+        "checkpoint": {"background": num_workers == 2},
+    }
+    quietly(small.recipe(tars, tmp_path / "straight", **changes))
+    path = small.write_recipe(tmp_path / "killed.yaml", tars, tmp_path / "killed", **changes)
+    log = tmp_path / "killed" / "pretrain" / "log.jsonl"
+    small.kill_after(path, log, 5)
+    small.run_cli(path)
+    assert_equal(network(tmp_path / "straight"), network(tmp_path / "killed"))
+    told = [[(r["step"], r["samples"], r["dino"]) for r in small.steps_of(p)]
+            for p in (log, tmp_path / "straight" / "pretrain" / "log.jsonl")]  # fmt: skip
+    assert told[0] == told[1]
+
+
+def test_another_recipe_or_another_set_is_refused_by_name(tars, tmp_path):
+    run = tmp_path / "run"
+    quietly(small.recipe(tars, run))
+    with pytest.raises(ConfigError, match=r"optim\.lr was 0\.002, is 0\.001"):
+        quietly(small.recipe(tars, run, optim={"lr": 0.001}))
+    other = tmp_path / "tars"
+    small.write_tars(other)
+    small.write_tars(tmp_path / "more", num_tars=1, per_tar=5)
+    begun = small.recipe(other, tmp_path / "begun")
+    quietly(begun)
+    (tmp_path / "begun" / "pretrain" / "done.json").unlink()
+    (tmp_path / "more" / "000.tar").replace(other / "001.tar")
+    with pytest.raises(ConfigError, match=r"001\.tar"):
+        quietly(begun)
+
+
+def test_micro_batches_change_nothing(tars, tmp_path):
+    for micro in (8, 2):
+        quietly(small.recipe(tars, tmp_path / str(micro), data={"micro_batch_size": micro}))
+    one, four = (small.steps_of(tmp_path / name / "pretrain" / "log.jsonl") for name in ("8", "2"))
+    for first, second in zip(one, four, strict=True):
+        for term in ("dino", "ibot", "koleo"):
+            assert first[term] == pytest.approx(second[term], abs=1e-5), (first["step"], term)
+    whole, cut = network(tmp_path / "8"), network(tmp_path / "2")
+    for name, tensor in whole.items():
+        assert torch.allclose(tensor, cut[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "ranks"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4), ("hsdp", 4)])
+def test_ranks_agree_with_one_process(tars, tmp_path, mode, ranks):
+    changes = {"schedule": {"length": 4}}
+    quietly(small.recipe(tars, tmp_path / "one", **changes))
+    shard = {"shard_size": 2} if mode == "hsdp" else {}
+    parallel = {"parallel": {"mode": mode, **shard}}
+    small.run_cli(small.write_recipe(tmp_path / "many.yaml", tars, tmp_path / "many", **changes, **parallel), ranks)
+    for name, tensor in network(tmp_path / "one").items():
+        assert torch.allclose(tensor, network(tmp_path / "many")[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_four_ranks_goes_on_on_one_and_then_on_two(tars, tmp_path):
+    quietly(small.recipe(tars, tmp_path / "one"))
+    path, run = tmp_path / "many.yaml", tmp_path / "many"
+    for length, ranks in ((3, 4), (6, 1), (8, 2)):
+        # The schedule is that of eight steps all along; a run is cut short by stop_after.
+        changes = {"checkpoint": {"stop_after": length}, "parallel": {"mode": "fsdp"}}
+        small.run_cli(small.write_recipe(path, tars, run, **changes), ranks)
+    for name, tensor in network(tmp_path / "one").items():
+        assert torch.allclose(tensor, network(run)[name], atol=1e-5), name
+
+
+@pytest.mark.slow
+def test_stages_follow_each_other(tars, tmp_path):
+    recipe = small.recipe(
+        tars,
+        tmp_path / "run",
+        stages={
+            "pretrain": {},
+            "gram": {"kind": "gram", "changes": {"objective": {"gram": {"weight": 1.0, "start": 2, "refresh": 3}}}},
+            "highres": {"kind": "highres", "changes": {"views": {"global_px": 48}, "model": {"image_px": 48}}},
+            "distill": {"kind": "distill", "changes": {"model": {"dim": 16, "image_px": 32}}},
+            "features": {
+                "kind": "distill",
+                "distill": {"mode": "feature", "teacher": str(tmp_path / "run" / "highres" / "network.safetensors")},
+                "changes": {"model": {"dim": 16, "image_px": 32}},
+            },
+        },
+    )
+    lines = quietly(recipe)
+    assert any("4 x 4 to 6 x 6" in line for line in lines), lines
+    terms = [set(small.steps_of(tmp_path / "run" / name / "log.jsonl")[-1]) for name in recipe.stages]
+    assert "gram" in terms[1]
+    assert "feature" in terms[4]
+    assert network(tmp_path / "run", "distill")["backbone.cls_token"].shape[-1] == 16

@@ -1,0 +1,218 @@
+"""Where pictures lie: folders and buckets, listed and read by range.
+
+A location is a path or ``s3://bucket/key``; it names one file, a folder, or files by a pattern with ``* ? [ ]``
+(``**`` for folders at any depth). Credentials, region and endpoint of a bucket come from the usual ``AWS_*`` variables.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import io
+import os
+import re
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import Any, BinaryIO, NamedTuple
+
+from training.config import ConfigError
+
+PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
+_BLOCK_BYTES = 1 << 18  # read at once from a bucket while headers are looked for
+_WILD = re.compile(r"[*?[]")
+
+
+class File(NamedTuple):
+    """One file of a part."""
+
+    name: str  # below the folder that the location names: what stays when the set is moved
+    path: str  # where it is now
+    num_bytes: int
+    tag: str  # changes when the file does
+
+
+def list_files(location: str, suffixes: Collection[str]) -> list[File]:
+    """Files of a location, sorted by name; hidden ones, and those in hidden folders, are left out.
+
+    Args:
+        location: file, folder or pattern. Of a folder, files at any depth are taken.
+        suffixes: with the dot, lower case; which files of a folder are taken. What is named, or fits a pattern, is
+            taken whatever it is called.
+
+    Raises:
+        ConfigError: nothing is there, or the scheme is not known.
+    """
+    scheme, found, _ = location.partition("://")
+    if found and scheme != "s3":
+        raise ConfigError(f"location {location!r}: scheme {scheme!r} is not known; give a path or s3://bucket/key")
+    files = _list_bucket(location, suffixes) if location.startswith("s3://") else _list_local(location, suffixes)
+    if not files:
+        raise ConfigError(
+            f"{location}: no such file, no file fits the pattern, or no {' '.join(sorted(suffixes))} in it"
+        )
+    return sorted(files)
+
+
+def read_range(path: str, offset: int, num_bytes: int) -> bytes:
+    """Bytes ``offset`` to ``offset + num_bytes`` of a file; fewer where it ends before. FileNotFoundError as usual."""
+    if path.startswith("s3://"):
+        import obstore
+
+        client, key = _client(path)
+        with _as_os_error():
+            return bytes(obstore.get_range(client, key, start=offset, length=num_bytes)) if num_bytes else b""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        return os.pread(handle, num_bytes, offset)
+    finally:
+        os.close(handle)
+
+
+def read_file(path: str) -> bytes:
+    """A whole file."""
+    if path.startswith("s3://"):
+        import obstore
+
+        client, key = _client(path)
+        with _as_os_error():
+            return bytes(obstore.get(client, key).bytes())
+    return Path(path).read_bytes()
+
+
+def size_of(path: str) -> int | None:
+    """Bytes of a file; None where there is none."""
+    try:
+        if path.startswith("s3://"):
+            import obstore
+
+            client, key = _client(path)
+            return int(obstore.head(client, key)["size"])
+        return Path(path).stat().st_size
+    except FileNotFoundError:
+        return None
+
+
+def open_file(path: str) -> BinaryIO:
+    """A file to seek in; of a bucket, only the blocks that are asked for are fetched."""
+    if path.startswith("s3://"):
+        size = size_of(path)
+        if size is None:
+            raise FileNotFoundError(path)
+        return io.BufferedReader(_Ranges(path, size), _BLOCK_BYTES)
+    return Path(path).open("rb")
+
+
+class _Ranges(io.RawIOBase):
+    """A file of a bucket, read by ranges."""
+
+    def __init__(self, path: str, num_bytes: int) -> None:
+        self._path, self._num_bytes, self._place = path, num_bytes, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._place = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._place, os.SEEK_END: self._num_bytes}[whence]
+        return self._place
+
+    def readinto(self, buffer: Any) -> int:
+        view = memoryview(buffer)
+        data = read_range(self._path, self._place, max(0, min(len(view), self._num_bytes - self._place)))
+        view[: len(data)] = data
+        self._place += len(data)
+        return len(data)
+
+
+# Listing
+
+
+def _is_hidden(name: str) -> bool:
+    return any(step.startswith(".") for step in PurePosixPath(name).parts)
+
+
+def _split(location: str) -> tuple[str, str]:
+    """The folder that a location surely names, with a slash behind it, and the pattern below it; '' where none is."""
+    wild = _WILD.search(location)
+    if wild is None:
+        return location.rstrip("/") + "/", ""
+    folder = location[: location.rfind("/", 0, wild.start()) + 1]
+    return folder, location[len(folder) :]
+
+
+def _list_local(location: str, suffixes: Collection[str]) -> list[File]:
+    folder, pattern = _split(location)
+    if Path(location).is_dir():  # even one that is called a[1]
+        folder = location
+        steps = os.walk(location, followlinks=True)
+        paths = [f"{top}/{name}" for top, _, names in steps for name in names if name.lower().endswith(tuple(suffixes))]
+    elif pattern:
+        paths = glob.glob(location, recursive=True)
+    else:
+        paths, folder = [location] if Path(location).is_file() else [], f"{Path(location).parent}/"
+    files = []
+    for path in paths:
+        name = os.path.relpath(path, folder or ".")
+        if _is_hidden(name) or not Path(path).is_file():
+            continue
+        stat = Path(path).stat()
+        files.append(File(name, path, stat.st_size, str(stat.st_mtime_ns)))
+    return files
+
+
+def _list_bucket(location: str, suffixes: Collection[str]) -> list[File]:
+    import obstore
+
+    folder, pattern = _split(location)
+    client, prefix = _client(folder)
+    wanted = re.compile(_as_regex(pattern)) if pattern else None
+    files = []
+    for batch in obstore.list(client, prefix.rstrip("/") or None):
+        for item in batch:
+            name = str(item["path"])[len(prefix) :]
+            fits = wanted.fullmatch(name) if wanted else name.lower().endswith(tuple(suffixes))
+            if fits and not _is_hidden(name):
+                files.append(File(name, folder + name, int(item["size"]), str(item["e_tag"])))
+    if not files and not pattern:  # not a folder, perhaps a file
+        path = location.rstrip("/")
+        client, key = _client(path)
+        try:
+            head = obstore.head(client, key)
+        except FileNotFoundError:
+            return []
+        files.append(File(PurePosixPath(key).name, path, int(head["size"]), str(head["e_tag"])))
+    return files
+
+
+def _as_regex(pattern: str) -> str:
+    """A pattern of glob as a regular expression: ``*`` and ``?`` stop at a slash, ``**/`` does not."""
+    steps = {"**/": "(?:[^/]+/)*", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
+    return "".join(steps.get(p) or (p.replace("[!", "[^") if p.startswith("[") else re.escape(p)) for p in pieces)
+
+
+def _client(path: str) -> tuple[Any, str]:
+    """The bucket of an ``s3://`` path, and the key in it."""
+    bucket, _, key = path.removeprefix("s3://").partition("/")
+    return _bucket(bucket, os.environ.get("AWS_ENDPOINT_URL", "")), key
+
+
+@contextmanager
+def _as_os_error() -> Iterator[None]:
+    """What a bucket fails with, after its client's own retries, as a disk's errors are; FileNotFoundError stays."""
+    from obstore.exceptions import BaseError
+
+    try:
+        yield
+    except BaseError as error:
+        raise OSError(str(error).splitlines()[0]) from None
+
+
+@functools.lru_cache
+def _bucket(name: str, endpoint: str) -> Any:
+    from obstore.store import S3Store
+
+    return S3Store(name, config={"allow_http": "true"} if endpoint.startswith("http://") else {})

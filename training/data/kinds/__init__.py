@@ -1,0 +1,1 @@
+"""The kinds of parts: each gives shards, and the rows of a shard."""

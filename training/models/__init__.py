@@ -1,0 +1,1 @@
+"""Networks: backbone, heads, and their conversion."""
