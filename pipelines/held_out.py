@@ -34,7 +34,8 @@ def write_held_out(run: str) -> Path:
     with opened(run) as database:
         if database.truth is None or not database.truth.is_file():
             raise ConfigError(
-                f"{run} was not made from a sample web: there are no labels; name sets of your own under evaluation.sets"
+                f"{run} was not made from a sample web, so nothing labels its pictures; name labelled sets of your own "
+                "under evaluation.sets"
             )
         rows = database.connection.sql(_SQL, params=[str(database.truth)]).to_arrow_table().to_pylist()
         pool = open_store(database.pool)

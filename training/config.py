@@ -311,7 +311,9 @@ class CheckpointConfig(Config):
     keep_every: int | None = Field(default=None, ge=1, description="steps of those that are kept for good")
     background: bool = True  # written while training goes on
     stop_after: int | None = Field(
-        default=None, ge=1, description="steps after which the command ends, for a later one to go on: a queue's time slot"
+        default=None,
+        ge=1,
+        description="steps after which the command ends, for a later one to go on: a queue's time slot",
     )
 
 
@@ -362,8 +364,8 @@ class DistillConfig(Config):
     """The frozen teacher of a distill stage."""
 
     teacher: str = Field(default="previous", description="previous, or the path of a file with its architecture")
-    # heads: the teacher's own, with as many prototypes as the student's; feature: cosine to the teacher's tokens through
-    # a linear map, for a teacher without heads. (Heads for it are trained by a stage with init.freeze_backbone.)
+    # heads: the teacher's own, with as many prototypes as the student's; feature: cosine to the teacher's tokens
+    # through a linear map, for a teacher without heads. (A stage with init.freeze_backbone trains heads for it.)
     mode: Literal["heads", "feature"] = "heads"
     output_momentum: float = Field(default=0.999, ge=0, le=1, description="of the spare EMA that is the result")
 

@@ -1,8 +1,8 @@
 """Networks as files: our own, and as timm, Hugging Face and dinov2's hub read them.
 
-``network.safetensors`` has backbone, heads and, in its metadata, what is needed to build them (dinov2's parameter names
-under ``backbone.``, ``dino_head.``, ``ibot_head.``). ``teacher.safetensors`` has the backbone as timm names it; its metadata
-say which ``timm.create_model`` call it fits.
+``network.safetensors`` has backbone, heads and, in its metadata, what is needed to build them (dinov2's parameter
+names under ``backbone.``, ``dino_head.``, ``ibot_head.``). ``teacher.safetensors`` has the backbone as timm names it;
+its metadata say which ``timm.create_model`` call it fits.
 """
 
 from __future__ import annotations
@@ -133,7 +133,9 @@ def load_network(network: Network, path: Path, *, with_heads: bool) -> str:
             head.load_state_dict(own)
         except RuntimeError as error:
             text = " ".join(str(error).split())
-            raise ConfigError(f"init: {name} of {path} does not fit: {text:.200}; set init.heads=false to start it anew") from None
+            raise ConfigError(
+                f"init: {name} of {path} does not fit: {text:.200}; set init.heads=false to start it anew"
+            ) from None
         lines.append(f"{name} taken")
     return "; ".join(lines)
 

@@ -1,25 +1,367 @@
-"""Metrics (fallback)."""
+"""What a run tells about itself: its log, the alarms that it is watched by, measures of features, the plot.
+
+``log.jsonl`` has one line a step; between them ``{"step", "alarm"}`` and ``{"step", "bad"}``. A value that is not finite
+is null. A run that goes on cuts the log where it starts, so each step is there once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
 import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from training.config import ConfigError, Resolved
+from training.data.samples import BadSample
+
+MAX_SKIPPED = 10  # steps in a row without a finite loss that end the run
+STREAK = 10  # steps in a row that raise an alarm: one of them alone may be chance
+UNIFORM = 0.01  # distance of a cross-entropy to that of no knowledge (dinov2 issue 407: 8.3178 at K = 4,096)
+VANISHED = 0.05  # cross-entropy below which all pictures are told to be the same one (dinov2 issue 272)
+LEAST_USE = 0.01
+LEAST_RANK = 0.02
+
+
+class DivergedError(ConfigError):
+    """Nothing was learned for many steps, as no loss was finite."""
 
 
 class Log:
-    def __init__(self, path, *, from_step, is_main):
-        self.file = None
-        if is_main:
-            old = [l for l in path.read_text().splitlines() if json.loads(l)["step"] < from_step] if path.exists() else []
-            self.file = path.open("w"); self.file.writelines(l + "\n" for l in old); self.file.flush()
-    def write(self, step, record):
-        if self.file: self.file.write(json.dumps({"step": step} | record) + "\n"); self.file.flush()
-    def note(self, step, text): pass
-    def bad(self, step, b): pass
-    def __enter__(self): return self
-    def __exit__(self, *a):
-        if self.file: self.file.close()
+    """The log of a stage; a context manager.
+
+    Args:
+        path: of the file; what it says of steps from ``from_step`` on is cut.
+        from_step: first step that will be written.
+        is_main: whether this rank writes.
+        tensorboard: also write scalars to ``tensorboard/`` beside it, where that package is there.
+    """
+
+    def __init__(self, path: Path, *, from_step: int, is_main: bool, tensorboard: bool = False) -> None:
+        self._file = None
+        self._board: Any = None
+        if not is_main:
+            return
+        if path.exists():
+            _cut(path, from_step)
+        self._file = path.open("a", encoding="utf-8")
+        if tensorboard:
+            self._board = _board(path.with_name("tensorboard"), from_step)
+            if self._board is None:
+                self.note(from_step, "no scalars for TensorBoard: the package tensorboard is not installed")
+
+    def write(self, step: int, record: Mapping[str, float]) -> None:
+        """Write the values of a step."""
+        self._line({"step": step} | {name: _finite(value) for name, value in record.items()})
+        if self._board is not None:
+            for name, value in record.items():
+                self._board.add_scalar(name, float(value), step)
+
+    def note(self, step: int, text: str) -> None:
+        """Write an alarm."""
+        self._line({"step": step, "alarm": text})
+        if self._board is not None:
+            self._board.add_text("alarm", text, step)
+
+    def bad(self, step: int, sample: BadSample) -> None:
+        """Write which picture could not be read."""
+        self._line({"step": step, "bad": dataclasses.asdict(sample)})
+
+    def _line(self, values: Mapping[str, Any]) -> None:
+        if self._file is not None:
+            self._file.write(json.dumps(values) + "\n")
+            self._file.flush()
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _finite(value: float) -> float | None:
+    """JSON knows neither NaN nor infinity."""
+    return value if math.isfinite(value) else None
+
+
+def _cut(path: Path, from_step: int) -> None:
+    """Cut a log before the first line of ``from_step`` or later; a line that was written in part goes too."""
+    kept_bytes = 0
+    with path.open("rb+") as file:
+        for line in file:
+            try:
+                step = json.loads(line)["step"]
+            except (ValueError, KeyError, TypeError):
+                break
+            if step >= from_step or not line.endswith(b"\n"):
+                break
+            kept_bytes += len(line)
+        file.truncate(kept_bytes)
+
+
+def _board(folder: Path, from_step: int) -> Any:
+    """A writer of scalars; None where there is none."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=from_step)  # type: ignore[no-untyped-call]
+
+
+# Alarms
 
 
 class Rails:
-    def __init__(self, r): pass
-    def check(self, record, step): return []
+    """Looks at each step's record and says what is wrong with it.
+
+    An alarm is told when it has held for ``STREAK`` steps, and again only after it was off in between.
+
+    Args:
+        resolved: the stage.
+    """
+
+    def __init__(self, resolved: Resolved) -> None:
+        objective = resolved.objective
+        self._settled = max(resolved.steps(resolved.schedule.warmup), resolved.steps(objective.temperature.warmup))
+        # cross-entropy of a student that knows nothing; iBOT's is a mean over all crops, masked or not
+        self._ignorant: dict[str, float] = {}
+        if objective.dino.weight:
+            self._ignorant["dino"] = math.log(objective.dino.head.num_prototypes)
+        if objective.ibot.weight:
+            head = objective.ibot.head or objective.dino.head
+            num_crops = 2 * (resolved.data.micro_batch_size or resolved.data.batch_size)
+            share = int(num_crops * resolved.masks.probability) / num_crops
+            self._ignorant["ibot"] = math.log(head.num_prototypes) * share
+        self._first_masked = resolved.steps(objective.ibot.start)
+        self._dim = resolved.model.shape[0]
+        self._num_skipped = 0
+        self._streaks: dict[str, int] = {}
+
+    def check(self, record: Mapping[str, float], step: int) -> list[str]:
+        """Alarms to tell after a step.
+
+        Args:
+            record: values of the step, the same on all ranks as far as it ends the run.
+            step: its number.
+
+        Raises:
+            DivergedError: ``MAX_SKIPPED`` steps in a row were not finite.
+        """
+        alarms = self._skipped(record, step)
+        held = self._held(record, step) if not record.get("is_skipped") else {}
+        for name in [*self._streaks, *held]:
+            self._streaks[name] = min(self._streaks.get(name, 0), STREAK + 1) if name in held else 0
+        for name, text in held.items():
+            self._streaks[name] += 1
+            if self._streaks[name] == STREAK or (name.startswith("rank_me") and self._streaks[name] == 1):
+                alarms.append(text)
+        return alarms
+
+    def _skipped(self, record: Mapping[str, float], step: int) -> list[str]:
+        if not record.get("is_skipped"):
+            self._num_skipped = 0
+            return []
+        self._num_skipped += 1
+        names = ", ".join(name for name, value in record.items() if not math.isfinite(value)) or "a loss or gradient"
+        if self._num_skipped >= MAX_SKIPPED:
+            raise DivergedError(
+                f"step {step:,}: {names} not finite for {MAX_SKIPPED} steps in a row, the run ends; its checkpoints are "
+                "from before: lower optim.lr or optim.clip, or take parallel.precision=fp32, in a new run that starts "
+                "from this one's weights"
+            )
+        return [f"{names} not finite: step skipped, weights and teacher stay ({self._num_skipped} in a row)"]
+
+    def _held(self, record: Mapping[str, float], step: int) -> dict[str, str]:
+        """What is wrong with the record of a step, by a name that stays the same."""
+        held: dict[str, str] = {}
+        for name, value in record.items():
+            if name.startswith("rank_me") and value < max(2.0, LEAST_RANK * self._dim):
+                held[name] = f"{name} {value:.1f} of {self._dim}: features lie in few directions"
+        if step < self._settled:
+            return held
+        for name, ignorant in self._ignorant.items():
+            value = record.get(name, math.nan)
+            if name == "ibot" and step < self._first_masked:
+                continue
+            if abs(value - ignorant) < UNIFORM:
+                held[f"{name} uniform"] = (
+                    f"{name} {value:.4f} is that of no knowledge ({ignorant:.4f}): uniform collapse"
+                )
+            elif value < VANISHED:
+                held[f"{name} vanished"] = f"{name} {value:.4f} is nearly 0: all pictures fall on one prototype"
+        if record.get("prototype_use", 1.0) < LEAST_USE or record.get("prototypes_used", 2.0) <= 1:
+            held["use"] = "the teacher uses next to no prototypes: collapse"
+        if record.get("duplicate_pairs", 0) > 0:
+            held["pairs"] = (
+                f"{record['duplicate_pairs']:.0f} pairs of equal class tokens: duplicates in data, or collapse"
+            )
+        return held
 
 
-def plot(a, b): b.write_bytes(b"x" * 9000)
+# Measures
+
+
+class PrototypeUse:
+    """How many prototypes are the first choice of some teacher row, over a window of steps.
+
+    Args:
+        num_prototypes: K.
+        window: steps.
+    """
+
+    def __init__(self, num_prototypes: int, window: int = 100) -> None:
+        self._last = torch.full((num_prototypes,), -1, dtype=torch.long)
+        self._window, self._step, self._rows = window, 0, [0] * window
+
+    def update(self, targets: Tensor) -> float:
+        """Take the teacher's rows [n, K] of a step; share of those prototypes that could have been used that were."""
+        self._last = self._last.to(targets.device)
+        self._last[targets.argmax(-1)] = self._step
+        self._rows[self._step % self._window] = len(targets)
+        used = int((self._last > self._step - self._window).logical_and(self._last >= 0).sum())
+        self._step += 1
+        return used / max(min(len(self._last), sum(self._rows)), 1)
+
+
+@torch.no_grad()
+def rank_me(x: Tensor) -> float:
+    """Effective rank of features [n, D]: exp of the entropy of normalised singular values (Garrido et al. 2023).
+
+    1 where all rows are alike, up to min(n, D).
+    """
+    rows = x.double()
+    square = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
+    values = torch.linalg.eigvalsh(square).clamp(min=0).sqrt()
+    shares = values / values.sum().clamp(min=1e-300) + 1e-7
+    return float(torch.exp(-(shares * shares.log()).sum()))
+
+
+# Plot
+
+LOSSES = {"dino": "DINO", "ibot": "iBOT", "koleo": "KoLeo", "gram": "Gram", "feature": "feature"}
+COLOURS = ("#3b6ea8", "#d1782c", "#4b9a6a", "#8b6bb1", "#b5495b", "#6b6b6b")
+MAX_POINTS = 2000
+
+
+def plot(log_path: Path, png_path: Path) -> None:
+    """Draw a log: losses with that of no knowledge, measurements, rates, gradient norms and alarms.
+
+    Args:
+        log_path: of a ``Log``.
+        png_path: written whole or not at all.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    columns, alarms = _columns(log_path)
+    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlelocation": "left"}
+    with pyplot.rc_context(style | {"axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True}):
+        figure, axes = pyplot.subplots(2, 2, figsize=(11, 6.6), sharex=True, layout="constrained")
+        _draw_losses(axes[0, 0], columns)
+        _draw_measured(axes[0, 1], columns)
+        _draw_schedules(axes[1, 0], columns)
+        _draw_norms(axes[1, 1], columns, alarms)
+        for axis in axes[1]:
+            axis.set_xlabel("step")
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        beside = png_path.with_name(f".{png_path.name}")
+        figure.savefig(beside, dpi=130, format="png")
+        pyplot.close(figure)
+    beside.replace(png_path)
+
+
+Columns = dict[str, tuple[list[float], list[float]]]  # of each value, steps and values
+
+
+def _columns(log_path: Path) -> tuple[Columns, list[int]]:
+    """Values by name, and steps of alarms."""
+    columns: Columns = {}
+    alarms: list[int] = []
+    with log_path.open(encoding="utf-8") as file:
+        for line in file:
+            record = json.loads(line)
+            step = record.pop("step")
+            if "alarm" in record:
+                alarms.append(step)
+            for name, value in record.items():
+                if isinstance(value, (int, float)):
+                    steps, values = columns.setdefault(name, ([], []))
+                    steps.append(step)
+                    values.append(value)
+    return columns, alarms
+
+
+def _thinned(column: tuple[list[float], list[float]]) -> tuple[list[float], list[float], list[float]]:
+    """At most ``MAX_POINTS`` means of steps, values, and values smoothed over a fiftieth of the run."""
+    steps, values = column
+    size = -(-len(values) // MAX_POINTS)
+    cut = range(0, len(values), size)
+    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in cut]
+    half = max(len(means) // 100, 1)
+    smooth = [sum(part) / len(part) for part in (means[max(i - half, 0) : i + half + 1] for i in range(len(means)))]
+    return [steps[i] for i in cut], means, smooth
+
+
+def _draw_losses(axis: Any, columns: Columns) -> None:
+    shown = [name for name in LOSSES if name in columns]
+    for name, colour in zip(shown, COLOURS, strict=False):
+        steps, means, smooth = _thinned(columns[name])
+        axis.plot(steps, means, color=colour, alpha=0.25, linewidth=0.8)
+        axis.plot(steps, smooth, color=colour, linewidth=1.6, label=LOSSES[name])
+    if "ln_k" in columns:
+        level = columns["ln_k"][1][-1]
+        axis.axhline(level, color="#888888", linestyle=(0, (4, 3)), linewidth=1)
+        axis.annotate("ln K", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#666666")
+    axis.set_title("loss")
+    if shown:
+        axis.legend(frameon=False)
+
+
+def _draw_measured(axis: Any, columns: Columns) -> None:
+    shown = sorted(name for name in columns if name.startswith(("knn_", "linear_")))
+    for name, colour in zip(shown, COLOURS * 4, strict=False):
+        steps, values = columns[name]
+        axis.plot(steps, values, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=name.replace("_", " "))
+    axis.set_title("top-1 accuracy of the teacher")
+    if shown:
+        axis.legend(frameon=False)
+        axis.set_ylim(0, None)
+    else:
+        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#888888")
+
+
+def _draw_schedules(axis: Any, columns: Columns) -> None:
+    if "lr" in columns:
+        steps, means, _ = _thinned(columns["lr"])
+        axis.plot(steps, means, color=COLOURS[0], linewidth=1.6)
+    axis.set_title("learning rate", color=COLOURS[0])
+    axis.ticklabel_format(axis="y", scilimits=(-3, 3))
+    if "momentum" in columns:
+        other = axis.twinx()
+        steps, means, _ = _thinned(columns["momentum"])
+        other.plot(steps, means, color=COLOURS[1], linewidth=1.6)
+        other.set_title("momentum of the teacher", loc="right", color=COLOURS[1])
+        other.grid(False)
+        other.spines["right"].set_visible(True)
+
+
+def _draw_norms(axis: Any, columns: Columns, alarms: list[int]) -> None:
+    shown = [name for name in columns if name.startswith("norm_") and any(value > 0 for value in columns[name][1])]
+    for name, colour in zip(shown, COLOURS, strict=False):
+        steps, _, smooth = _thinned(columns[name])
+        axis.plot(steps, smooth, color=colour, linewidth=1.4, label=name.removeprefix("norm_").replace("_", " "))
+    for index, step in enumerate(alarms[:200]):
+        axis.axvline(step, color="#b5495b", alpha=0.5, linewidth=0.8, label="alarm" if index == 0 else None)
+    axis.set_title("gradient norm before clipping")
+    if shown:
+        axis.set_yscale("log")
+        axis.legend(frameon=False)

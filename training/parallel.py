@@ -4,8 +4,8 @@ One path for all modes: FSDP2 over a mesh. ``ddp`` is a mesh whose shard dimensi
 dimension is 1, ``hsdp`` anything between. A single process without a mode is not wrapped at all. Backbone and heads are
 roots of their own, since the step calls each of them several times.
 
-Order: activation checkpointing -> compile -> shard. Every rank builds the same weights from the same seed before that, so
-that the number of ranks changes none.
+Order: activation checkpointing -> compile -> shard. Every rank builds the same weights from the same seed before that,
+so that the number of ranks changes none.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-
 
 from training.config import ConfigError, ParallelConfig
 from training.models.network import Network
@@ -154,14 +153,17 @@ def _shard(network: Network, world: World, config: ParallelConfig, *, is_trained
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
     is_half = config.precision == "bf16" and world.device.type == "cuda"
-    body = MixedPrecisionPolicy(param_dtype=torch.bfloat16 if is_half else None, reduce_dtype=torch.float32)
+    # Blocks compute in half precision under autocast; the stream between them stays fp32, as without sharding.
+    body = MixedPrecisionPolicy(
+        param_dtype=torch.bfloat16 if is_half else None, reduce_dtype=torch.float32, cast_forward_inputs=False
+    )
     full = MixedPrecisionPolicy(param_dtype=None, reduce_dtype=torch.float32)
     network.to(world.device)
     # A root keeps its parameters whole from forward to backward; without a backward that would be for ever.
     root = None if is_trained else True
     for block in network.backbone.blocks:
         fully_shard(block, mesh=world.mesh, mp_policy=body)
-    fully_shard(network.backbone, mesh=world.mesh, mp_policy=body, reshard_after_forward=root)
+    fully_shard(network.backbone, mesh=world.mesh, mp_policy=full, reshard_after_forward=root)
     register_fsdp_forward_method(network.backbone, "intermediate")
     for head in network.heads().values():
         fully_shard(head, mesh=world.mesh, mp_policy=full, reshard_after_forward=root)

@@ -1,8 +1,8 @@
 """A training run, top to bottom: stages in order, each resumed where it stands.
 
-``RUN/STAGE/`` holds ``checkpoints/``, ``log.jsonl``, ``plot.png``, ``teacher.safetensors`` (backbone, as timm reads it),
-``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished. Where a stage starts:
-its latest whole checkpoint; else what ``init.source`` names.
+``RUN/STAGE/`` holds ``checkpoints/``, ``log.jsonl``, ``plot.png``, ``teacher.safetensors`` (backbone, as timm reads
+it), ``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished. Where a stage
+starts: its latest whole checkpoint; else what ``init.source`` names.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from typing import Any, NamedTuple
 
 import torch
 
-from training.config import ConfigError, Resolved, TrainRecipe
 from training.checkpoint import Checkpoints, whole
+from training.config import ConfigError, TrainRecipe
 from training.data.collate import Batch
 from training.data.index import Index
 from training.data.loader import Loader
@@ -166,7 +166,7 @@ class Stage:
             return Path(name)
         if self.previous is None:
             raise ConfigError(
-                f"stage {self.resolved.name!r}: source 'previous', and there is no stage before it; give the path of a file"
+                f"stage {self.resolved.name!r}: source 'previous', and there is no stage before it; give a file's path"
             )
         return self.previous / "network.safetensors"
 
@@ -316,11 +316,13 @@ def _check_heads(student: Network, teacher: Network) -> None:
     for name, head in student.heads().items():
         if name not in held:
             raise ConfigError(
-                f"distill: the teacher has no {name}; take distill.mode=feature, or train heads for it in a stage with init.freeze_backbone"
+                f"distill: the teacher has no {name}; take distill.mode=feature, or train heads for it in a stage of its "
+                "own with init.freeze_backbone"
             )
         if head.num_prototypes != held[name].num_prototypes:
             raise ConfigError(
-                f"distill: the teacher's {name} has {held[name].num_prototypes:,} prototypes, the student's {head.num_prototypes:,}; set objective.*.head.num_prototypes"
+                f"distill: the teacher's {name} has {held[name].num_prototypes:,} prototypes, the student's "
+                f"{head.num_prototypes:,}; set objective.*.head.num_prototypes"
             )
 
 

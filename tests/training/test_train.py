@@ -3,12 +3,12 @@
 import json
 
 import pytest
-from tests.training import small_training as small
 import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from tests.training import small_training as small
 from training.config import ConfigError, TrainRecipe
 from training.train import train
 

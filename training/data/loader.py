@@ -129,7 +129,7 @@ class Loader:
             # Not fork: this process has threads (of torch, of checkpoints, of a bucket's client). The server that
             # workers are forked from loads torch once for all of them.
             context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload([__name__])
+            context.set_forkserver_preload(["torch"])
         self._batches: Any = iter(
             torch.utils.data.DataLoader(
                 made,

@@ -28,7 +28,6 @@ _Operation = Callable[[Tensor, Tensor], Tensor]  # float [m, 3, s, s] and values
 
 _RADIUS = 4  # pixels: 9 taps
 _CUT = 1e-4  # keeps a product that is a whole number up to rounding from being cut to the one below
-_LUMA = (0.299, 0.587, 0.114)
 _SOLARIZED = np.array([value if value < 128 else 255 - value for value in range(256)], np.uint8)
 
 
@@ -39,7 +38,7 @@ def draw_parameters(
 
     Args:
         num: crops, n.
-        rng: gives 11 numbers a crop, whatever comes out.
+        rng: gives 10 numbers a crop, whatever comes out.
         config: ranges and probabilities.
         blur: probability of blur as it takes effect.
         solarize: probability.
@@ -47,7 +46,7 @@ def draw_parameters(
     Returns:
         float32 [n, NUM_PARAMETERS].
     """
-    uniform = rng.random((num, 11))
+    uniform = rng.random((num, 10))
     rows = np.zeros((num, NUM_PARAMETERS))
     rows[:, ORDER] = np.where(uniform[:, 0] < config.jitter_probability, np.floor(uniform[:, 1] * len(ORDERS)), -1)
     reach = np.array(config.jitter)

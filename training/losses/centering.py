@@ -1,15 +1,37 @@
-"""Centre (fallback)."""
+"""Centring of teacher logits by a running mean (Caron et al. 2021), the older way of keeping assignments spread."""
+
 from __future__ import annotations
-import torch, torch.distributed as dist
-from torch import nn
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
 
 
 class Center(nn.Module):
-    def __init__(self, k, momentum):
-        super().__init__(); self.momentum = momentum; self.register_buffer("center", torch.zeros(1, k))
-    def probabilities(self, logits, temperature): return ((logits.float() - self.center) / temperature).softmax(-1)
+    """Running mean of teacher logits over the batches of all ranks.
+
+    Args:
+        num_prototypes: K.
+        momentum: of the mean.
+    """
+
+    center: Tensor  # [1, K]
+
+    def __init__(self, num_prototypes: int, momentum: float) -> None:
+        super().__init__()
+        self.momentum = momentum
+        self.register_buffer("center", torch.zeros(1, num_prototypes))
+
     @torch.no_grad()
-    def update(self, logits, group=None):
-        s = logits.float().sum(0, keepdim=True); n = torch.tensor(float(len(logits)))
-        if group is not None: dist.all_reduce(s, group=group); dist.all_reduce(n, group=group)
-        if n > 0: self.center.mul_(self.momentum).add_(s / n, alpha=1 - self.momentum)
+    def probabilities(self, logits: Tensor, temperature: float) -> Tensor:
+        """Softmax of logits [n, K] less the centre of earlier steps: fp32 [n, K]."""
+        return ((logits.float() - self.center) / temperature).softmax(-1)
+
+    @torch.no_grad()
+    def update(self, logits: Tensor, group: dist.ProcessGroup | None = None) -> None:
+        """Move the centre towards the mean of logits [n, K] of all ranks; n may differ, and be 0."""
+        sums = torch.cat([logits.float().sum(0), logits.new_tensor([len(logits)], dtype=torch.float32)])  # [K + 1]
+        if group is not None:
+            dist.all_reduce(sums, group=group)
+        if sums[-1] > 0:
+            self.center.lerp_((sums[:-1] / sums[-1])[None], 1 - self.momentum)

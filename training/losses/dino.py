@@ -1,18 +1,66 @@
-"""DINO loss (fallback)."""
+"""Image-level loss (Caron et al. 2021; DINOv2, section 4): the student's crops against the teacher's globals.
+
+Letters: B pictures, L locals a picture, K prototypes, Z bottleneck dim.
+"""
+
 from __future__ import annotations
+
 from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from training.losses.prototypes import chunked_cross_entropy
+
 
 class DinoTerms(NamedTuple):
+    """Scalars; ``total`` is the mean over all pairs, the others are its two shares."""
+
     global_: Tensor
     local: Tensor
     total: Tensor
 
 
-def dino_loss(z, weight, targets, *, num_locals, temperature, chunk):
-    two_b = len(targets); b = two_b // 2; logp = (z @ weight.T / temperature).log_softmax(-1); n = 2 + 2 * num_locals
-    swapped = torch.cat([targets[b:], targets[:b]]); g = -(swapped * logp[:two_b]).sum() / b / n
-    both = targets[:b] + targets[b:]; l = -(both.repeat(num_locals, 1) * logp[two_b:]).sum() / b / n if num_locals else g * 0
-    return DinoTerms(g, l, g + l)
+def dino_loss(
+    z: Tensor, weight: Tensor, targets: Tensor, *, num_locals: int, temperature: float, chunk: int
+) -> DinoTerms:
+    """Mean cross-entropy over pairs of a teacher's global and a student's crop of the same picture.
+
+    for each picture, each teacher global g, each student crop s other than g itself:
+        loss += - sum_k t_gk log softmax(z_s W^T / temperature)_k
+    divided by B (2 + 2 L), the number of pairs. Cross-entropy is linear in the target, so a local crop is scored once,
+    against the sum of both teacher rows.
+
+    Args:
+        z: student rows [(2 + L) B, Z]: view 1 of all pictures, view 2, then each local of all pictures.
+        weight: prototypes [K, Z].
+        targets: teacher's probabilities [2 B, K], view 1, then view 2.
+        num_locals: L, may be 0.
+        temperature: of the student.
+        chunk: rows of logits held at once.
+    """
+    num_pictures = len(targets) // 2
+    num_pairs = num_pictures * (2 + 2 * num_locals)
+    first, second = targets.chunk(2)
+    of_globals = z.new_full((2 * num_pictures,), 1 / num_pairs)
+    global_ = chunked_cross_entropy(
+        z[: 2 * num_pictures],
+        weight,
+        torch.cat([second, first]),
+        temperature=temperature,
+        weights=of_globals,
+        chunk=chunk,
+    )
+    local = global_ * 0
+    if num_locals:
+        both = first + second
+        per_local = z[2 * num_pictures :].split(num_pictures)
+        local = torch.stack(
+            [
+                chunked_cross_entropy(
+                    rows, weight, both, temperature=temperature, weights=of_globals[:num_pictures], chunk=chunk
+                )
+                for rows in per_local
+            ]
+        ).sum()
+    return DinoTerms(global_, local, global_ + local)

@@ -1,6 +1,7 @@
 """One block of the transformer: attention and feed-forward network over several groups of crops at once.
 
-Letters: C crops in a group, T tokens of a crop, D embedding dim, H heads, F hidden dim, R rows: all tokens of all groups.
+Letters: C crops in a group, T tokens of a crop, D embedding dim, H heads, F hidden dim, R rows (tokens of all
+groups).
 
 Packing: whatever treats tokens alone (linear layers, norms, LayerScale) runs once on the R rows of all groups;
 attention runs per group, whose crops are of one size. No mask is ever built.

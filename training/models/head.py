@@ -31,7 +31,7 @@ class Prototypes(nn.Module):
         self.weight_v = nn.Parameter(torch.empty(shape))
 
     def reset_parameters(self) -> None:
-        """Draw anew. With a gain dinov2 leaves torch's default for linear layers: the norm of v is its rate of turning."""
+        """Draw anew; with a gain as dinov2 does, which leaves torch's default: how fast v turns hangs on its length."""
         if self.gain == "none":
             nn.init.trunc_normal_(self.weight, std=0.02)
             return
@@ -48,8 +48,8 @@ class Prototypes(nn.Module):
 class ProjectionHead(nn.Module):
     """Rows of a backbone to logits over prototypes.
 
-    With ``norm: batch`` the statistics are always those of the rows at hand, in teachers too, whose running ones nothing
-    would update; then a call needs none or at least two rows.
+    With ``norm: batch`` the statistics are always those of the rows at hand, in teachers too, whose running ones
+    nothing would update; a call then needs two rows at least, or none.
     """
 
     def __init__(self, dim: int, config: HeadConfig) -> None:
@@ -98,14 +98,17 @@ class ProjectionHead(nn.Module):
 
     def dino_loss(self, rows: Tensor, targets: Tensor, *, num_locals: int, temperature: float, chunk: int) -> DinoTerms:
         """``losses.dino.dino_loss`` of class tokens [(2 + L) B, D] against targets [2 B, K]."""
-        z = self.project(rows)
-        with torch.autocast(rows.device.type, enabled=False):
-            return dino_loss(
-                z, self.last_layer.matrix(), targets, num_locals=num_locals, temperature=temperature, chunk=chunk
-            )
+        return dino_loss(
+            self.project(rows),
+            self.last_layer.matrix(),
+            targets,
+            num_locals=num_locals,
+            temperature=temperature,
+            chunk=chunk,
+        )
 
     def ibot_loss(self, rows: Tensor, targets: Tensor, *, masks: Tensor, temperature: float, chunk: int) -> Tensor:
         """``losses.ibot.ibot_loss`` of masked patches [M, D] against targets [M, K]; scalar."""
-        z = self.project(rows)
-        with torch.autocast(rows.device.type, enabled=False):
-            return ibot_loss(z, self.last_layer.matrix(), targets, masks=masks, temperature=temperature, chunk=chunk)
+        return ibot_loss(
+            self.project(rows), self.last_layer.matrix(), targets, masks=masks, temperature=temperature, chunk=chunk
+        )

@@ -147,6 +147,6 @@ class VisionTransformer(nn.Module):
 
     def _tokens(self, group: Tensor) -> Tokens:
         """Raw tokens [C, T, D] to normed ones."""
-        normed = self.norm(group)
         start = 1 + self.config.num_registers
-        return Tokens(normed[:, 0], normed[:, 1:start], normed[:, start:])
+        # normed apart, so that class tokens that are kept do not keep the memory of all patches
+        return Tokens(self.norm(group[:, 0]), self.norm(group[:, 1:start]), self.norm(group[:, start:]))

@@ -236,7 +236,7 @@ def test_a_run_whose_files_are_not_those_it_lists_is_refused(tmp_path: Path):
         open_source(PartConfig(kind="run", location=str(tmp_path)))
 
 
-def test_the_run_that_curation_exports_is_read(tmp_path: Path):
+def test_the_run_made_here_has_the_columns_that_curation_writes(tmp_path: Path):
     from curation.schema import TABLES
 
     manifest, shards = TABLES["manifest"].schema.names, TABLES["shards"].schema.names

@@ -127,7 +127,7 @@ def scan_tar(file: File) -> pa.Table:
                     rows[-1][3:] = member.offset, member.size
         except TarError as error:
             reason = str(error).splitlines()[0].rstrip(":")  # the rest tells of compressions that were tried
-            raise ConfigError(f"{reason}; the file ends at byte {file.num_bytes:,}") from None
+            raise ConfigError(f"{reason}; the file ends at byte {opened.seek(0, os.SEEK_END):,}") from None
     columns = list(zip(*(row for row in rows if row[1] >= 0), strict=True)) or [()] * 5
     names = ("key", "offsets", "sizes", "side_offsets", "side_sizes")
     kinds = (pa.string(), *[pa.int64()] * 4)
