@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -30,8 +31,8 @@ def train(recipe: TrainRecipe, say: Say) -> dict[str, Any]:
     Raises:
         ConfigError: the recipe does not fit what is there; before any work.
     """
-    import os
-
+    # Threads of a matrix product that wait in a loop take the cores from the loader's workers, and from others.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from training.train import train as run_stages
 
     started = time.monotonic()

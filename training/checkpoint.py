@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import async_save, save
 from torch.distributed.tensor import DTensor
 
 from training.config import CheckpointConfig, ConfigError
@@ -80,7 +81,7 @@ class Checkpoints:
         state = tensors(training)
         is_alone = self.world.mesh is None
         if self.config.background and not is_alone:
-            future = dcp.async_save(state, checkpoint_id=path, process_group=self.world.writers)
+            future = async_save(state, checkpoint_id=path, process_group=self.world.writers)
             assert isinstance(future, Future)
             self._pending = (step, future)
         elif self.config.background:
@@ -108,7 +109,7 @@ class Checkpoints:
         state = tensors(training)
         try:
             with _quiet():
-                dcp.load(state, checkpoint_id=self._path(step), no_dist=self.world.mesh is None)
+                load(state, checkpoint_id=self._path(step), no_dist=self.world.mesh is None)
         except Exception as error:
             text = " ".join(str(error).split())
             raise ConfigError(f"{self._path(step)}: does not fit this recipe: {text:.300}") from None
@@ -159,7 +160,7 @@ def _moments(optimizer: torch.optim.Optimizer, parameter: Tensor) -> dict[str, T
 
 def _save(state: dict[str, Tensor], path: Path, *, is_alone: bool) -> None:
     with _quiet():
-        dcp.save(state, checkpoint_id=path, no_dist=is_alone)
+        save(state, checkpoint_id=path, no_dist=is_alone)
 
 
 @contextmanager

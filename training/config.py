@@ -310,6 +310,7 @@ class CheckpointConfig(Config):
     keep: int = Field(default=3, ge=1, description="latest ones")
     keep_every: int | None = Field(default=None, ge=1, description="steps of those that are kept for good")
     background: bool = True  # written while training goes on
+    tensorboard: bool = False  # scalars beside the log too
     stop_after: int | None = Field(
         default=None,
         ge=1,
@@ -343,6 +344,8 @@ class EvalConfig(Config):
         default=None, ge=8, description="shortest side before the centre is cut; null: 8/7 of it"
     )
     batch_size: int = Field(default=64, ge=1, json_schema_extra=EXECUTION)
+    num_workers: int = Field(default=0, ge=0, json_schema_extra=EXECUTION, description="processes that decode")
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", json_schema_extra=EXECUTION)  # bf16 on a GPU
 
 
 # Stages

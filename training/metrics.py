@@ -1,7 +1,7 @@
-"""What a run tells about itself: its log, the alarms that it is watched by, measures of features, the plot.
+"""What a run tells about itself: its log, the alarms that it is watched by, measures of features.
 
-``log.jsonl`` has one line a step; between them ``{"step", "alarm"}`` and ``{"step", "bad"}``. A value that is not finite
-is null. A run that goes on cuts the log where it starts, so each step is there once.
+``log.jsonl`` has one line a step; between them ``{"step", "alarm"}`` and ``{"step", "bad"}``. A value that is not
+finite is null. A run that goes on cuts the log where it starts, so each step is there once.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from torch import Tensor
 
 from training.config import ConfigError, Resolved
 from training.data.samples import BadSample
+from training.plot import plot
+
+__all__ = ["DivergedError", "Log", "PrototypeUse", "Rails", "plot", "rank_me"]
 
 MAX_SKIPPED = 10  # steps in a row without a finite loss that end the run
 STREAK = 10  # steps in a row that raise an alarm: one of them alone may be chance
@@ -112,7 +115,7 @@ def _board(folder: Path, from_step: int) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         return None
-    return SummaryWriter(str(folder), purge_step=from_step)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=from_step)
 
 
 # Alarms
@@ -138,7 +141,8 @@ class Rails:
             head = objective.ibot.head or objective.dino.head
             num_crops = 2 * (resolved.data.micro_batch_size or resolved.data.batch_size)
             share = int(num_crops * resolved.masks.probability) / num_crops
-            self._ignorant["ibot"] = math.log(head.num_prototypes) * share
+            if share:
+                self._ignorant["ibot"] = math.log(head.num_prototypes) * share
         self._first_masked = resolved.steps(objective.ibot.start)
         self._dim = resolved.model.shape[0]
         self._num_skipped = 0
@@ -154,29 +158,22 @@ class Rails:
         Raises:
             DivergedError: ``MAX_SKIPPED`` steps in a row were not finite.
         """
-        alarms = self._skipped(record, step)
-        held = self._held(record, step) if not record.get("is_skipped") else {}
-        for name in [*self._streaks, *held]:
-            self._streaks[name] = min(self._streaks.get(name, 0), STREAK + 1) if name in held else 0
-        for name, text in held.items():
-            self._streaks[name] += 1
-            if self._streaks[name] == STREAK or (name.startswith("rank_me") and self._streaks[name] == 1):
-                alarms.append(text)
-        return alarms
+        if record.get("is_skipped"):
+            return [self._skipped(record, step)]
+        self._num_skipped = 0
+        held = self._held(record, step)
+        self._streaks = {name: self._streaks.get(name, 0) + 1 for name in held}
+        return [text for name, text in held.items() if self._streaks[name] == _patience(name)]
 
-    def _skipped(self, record: Mapping[str, float], step: int) -> list[str]:
-        if not record.get("is_skipped"):
-            self._num_skipped = 0
-            return []
+    def _skipped(self, record: Mapping[str, float], step: int) -> str:
         self._num_skipped += 1
         names = ", ".join(name for name, value in record.items() if not math.isfinite(value)) or "a loss or gradient"
         if self._num_skipped >= MAX_SKIPPED:
             raise DivergedError(
-                f"step {step:,}: {names} not finite for {MAX_SKIPPED} steps in a row, the run ends; its checkpoints are "
-                "from before: lower optim.lr or optim.clip, or take parallel.precision=fp32, in a new run that starts "
-                "from this one's weights"
+                f"step {step:,}: {names} not finite for {MAX_SKIPPED} steps in a row; go on with "
+                "parallel.precision=fp32, or start another run=FOLDER with a lower optim.lr or optim.clip"
             )
-        return [f"{names} not finite: step skipped, weights and teacher stay ({self._num_skipped} in a row)"]
+        return f"{names} not finite: step skipped, weights and teacher stay ({self._num_skipped} in a row)"
 
     def _held(self, record: Mapping[str, float], step: int) -> dict[str, str]:
         """What is wrong with the record of a step, by a name that stays the same."""
@@ -203,6 +200,11 @@ class Rails:
                 f"{record['duplicate_pairs']:.0f} pairs of equal class tokens: duplicates in data, or collapse"
             )
         return held
+
+
+def _patience(name: str) -> int:
+    """Steps that an alarm must hold; features are measured now and then only."""
+    return 1 if name.startswith("rank_me") else STREAK
 
 
 # Measures
@@ -241,127 +243,3 @@ def rank_me(x: Tensor) -> float:
     values = torch.linalg.eigvalsh(square).clamp(min=0).sqrt()
     shares = values / values.sum().clamp(min=1e-300) + 1e-7
     return float(torch.exp(-(shares * shares.log()).sum()))
-
-
-# Plot
-
-LOSSES = {"dino": "DINO", "ibot": "iBOT", "koleo": "KoLeo", "gram": "Gram", "feature": "feature"}
-COLOURS = ("#3b6ea8", "#d1782c", "#4b9a6a", "#8b6bb1", "#b5495b", "#6b6b6b")
-MAX_POINTS = 2000
-
-
-def plot(log_path: Path, png_path: Path) -> None:
-    """Draw a log: losses with that of no knowledge, measurements, rates, gradient norms and alarms.
-
-    Args:
-        log_path: of a ``Log``.
-        png_path: written whole or not at all.
-    """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    columns, alarms = _columns(log_path)
-    style = {"axes.spines.top": False, "axes.spines.right": False, "font.size": 9, "axes.titlelocation": "left"}
-    with pyplot.rc_context(style | {"axes.grid": True, "grid.color": "#e6e6e6", "axes.axisbelow": True}):
-        figure, axes = pyplot.subplots(2, 2, figsize=(11, 6.6), sharex=True, layout="constrained")
-        _draw_losses(axes[0, 0], columns)
-        _draw_measured(axes[0, 1], columns)
-        _draw_schedules(axes[1, 0], columns)
-        _draw_norms(axes[1, 1], columns, alarms)
-        for axis in axes[1]:
-            axis.set_xlabel("step")
-            axis.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        beside = png_path.with_name(f".{png_path.name}")
-        figure.savefig(beside, dpi=130, format="png")
-        pyplot.close(figure)
-    beside.replace(png_path)
-
-
-Columns = dict[str, tuple[list[float], list[float]]]  # of each value, steps and values
-
-
-def _columns(log_path: Path) -> tuple[Columns, list[int]]:
-    """Values by name, and steps of alarms."""
-    columns: Columns = {}
-    alarms: list[int] = []
-    with log_path.open(encoding="utf-8") as file:
-        for line in file:
-            record = json.loads(line)
-            step = record.pop("step")
-            if "alarm" in record:
-                alarms.append(step)
-            for name, value in record.items():
-                if isinstance(value, (int, float)):
-                    steps, values = columns.setdefault(name, ([], []))
-                    steps.append(step)
-                    values.append(value)
-    return columns, alarms
-
-
-def _thinned(column: tuple[list[float], list[float]]) -> tuple[list[float], list[float], list[float]]:
-    """At most ``MAX_POINTS`` means of steps, values, and values smoothed over a fiftieth of the run."""
-    steps, values = column
-    size = -(-len(values) // MAX_POINTS)
-    cut = range(0, len(values), size)
-    means = [sum(values[i : i + size]) / len(values[i : i + size]) for i in cut]
-    half = max(len(means) // 100, 1)
-    smooth = [sum(part) / len(part) for part in (means[max(i - half, 0) : i + half + 1] for i in range(len(means)))]
-    return [steps[i] for i in cut], means, smooth
-
-
-def _draw_losses(axis: Any, columns: Columns) -> None:
-    shown = [name for name in LOSSES if name in columns]
-    for name, colour in zip(shown, COLOURS, strict=False):
-        steps, means, smooth = _thinned(columns[name])
-        axis.plot(steps, means, color=colour, alpha=0.25, linewidth=0.8)
-        axis.plot(steps, smooth, color=colour, linewidth=1.6, label=LOSSES[name])
-    if "ln_k" in columns:
-        level = columns["ln_k"][1][-1]
-        axis.axhline(level, color="#888888", linestyle=(0, (4, 3)), linewidth=1)
-        axis.annotate("ln K", (1, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", color="#666666")
-    axis.set_title("loss")
-    if shown:
-        axis.legend(frameon=False)
-
-
-def _draw_measured(axis: Any, columns: Columns) -> None:
-    shown = sorted(name for name in columns if name.startswith(("knn_", "linear_")))
-    for name, colour in zip(shown, COLOURS * 4, strict=False):
-        steps, values = columns[name]
-        axis.plot(steps, values, color=colour, marker="o", markersize=3.5, linewidth=1.4, label=name.replace("_", " "))
-    axis.set_title("top-1 accuracy of the teacher")
-    if shown:
-        axis.legend(frameon=False)
-        axis.set_ylim(0, None)
-    else:
-        axis.text(0.5, 0.5, "not measured", transform=axis.transAxes, ha="center", color="#888888")
-
-
-def _draw_schedules(axis: Any, columns: Columns) -> None:
-    if "lr" in columns:
-        steps, means, _ = _thinned(columns["lr"])
-        axis.plot(steps, means, color=COLOURS[0], linewidth=1.6)
-    axis.set_title("learning rate", color=COLOURS[0])
-    axis.ticklabel_format(axis="y", scilimits=(-3, 3))
-    if "momentum" in columns:
-        other = axis.twinx()
-        steps, means, _ = _thinned(columns["momentum"])
-        other.plot(steps, means, color=COLOURS[1], linewidth=1.6)
-        other.set_title("momentum of the teacher", loc="right", color=COLOURS[1])
-        other.grid(False)
-        other.spines["right"].set_visible(True)
-
-
-def _draw_norms(axis: Any, columns: Columns, alarms: list[int]) -> None:
-    shown = [name for name in columns if name.startswith("norm_") and any(value > 0 for value in columns[name][1])]
-    for name, colour in zip(shown, COLOURS, strict=False):
-        steps, _, smooth = _thinned(columns[name])
-        axis.plot(steps, smooth, color=colour, linewidth=1.4, label=name.removeprefix("norm_").replace("_", " "))
-    for index, step in enumerate(alarms[:200]):
-        axis.axvline(step, color="#b5495b", alpha=0.5, linewidth=0.8, label="alarm" if index == 0 else None)
-    axis.set_title("gradient norm before clipping")
-    if shown:
-        axis.set_yscale("log")
-        axis.legend(frameon=False)

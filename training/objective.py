@@ -142,9 +142,9 @@ class Objective(nn.Module):
             with self.autocast():
                 tokens = self.teacher.backbone([views.global_crops])[0]
             all_tokens.append(tokens)
-            if dino.weight and self.teacher.dino_head is not None:
+            if dino.weight and self.student.dino_head is not None and self.teacher.dino_head is not None:
                 cls_logits.append(self.teacher.dino_head(tokens.cls.float()))  # [C, K]
-            if ibot.weight and self.teacher.patch_head is not None:
+            if ibot.weight and self.student.patch_head is not None and self.teacher.patch_head is not None:
                 rows = tokens.patches.flatten(0, 1)[views.masked_indices]  # [M, D]
                 patch_logits.append(self.teacher.patch_head(rows.float()))  # [M, K]
         cls = self._assigned(cls_logits, self.cls_center, at.teacher_temperature)
@@ -176,7 +176,7 @@ class Objective(nn.Module):
         else:
             rows = center.probabilities(joined, temperature)
             center.update(joined, self.world.group)
-        return list(rows.split(sizes))
+        return list(torch.split(rows, sizes))
 
     @torch.no_grad()
     def refresh_gram(self) -> None:
@@ -309,7 +309,7 @@ class Objective(nn.Module):
             return {}
         joined = torch.cat(rows)  # [n, K]
         entropy = -torch.special.xlogy(joined, joined).sum(-1).mean()
-        return {"teacher_entropy": float(entropy), "prototypes_used": float(joined.argmax(-1).unique().numel())}
+        return {"teacher_entropy": float(entropy), "prototypes_used": float(torch.unique(joined.argmax(-1)).numel())}
 
 
 def _square(tokens: Tensor) -> tuple[int, int]:

@@ -61,7 +61,7 @@ def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.
     """AdamW, whose rates and decays are set by ``apply_schedule`` before each step."""
     is_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
     kernels = {"fused": True} if is_cuda else {"foreach": True}
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, **kernels)  # type: ignore[arg-type]
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, **kernels)
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, at: At) -> None:

@@ -18,6 +18,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
+from torch.distributed.rendezvous import rendezvous
 
 from training.config import ConfigError, ParallelConfig
 from training.models.network import Network
@@ -93,7 +95,7 @@ def start(config: ParallelConfig) -> World:
     mode = "ddp" if config.mode == "none" and size > 1 else config.mode
     if mode == "none":
         return World(rank=0, size=1, device=device)
-    _init_group(rank, size, kind)
+    _init_group(size, kind)
     mesh = _mesh(mode, size, config.shard_size, kind)
     return World(rank=rank, size=size, device=device, mesh=mesh, writers=dist.new_group(backend="gloo"))
 
@@ -104,13 +106,19 @@ def stop() -> None:
         dist.destroy_process_group()
 
 
-def _init_group(rank: int, size: int, kind: str) -> None:
+def _init_group(size: int, kind: str) -> None:
     if dist.is_initialized():
         return
     # gloo beside nccl: checkpoints are staged to the CPU and agreed upon there
     backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-    alone = {"store": dist.HashStore(), "rank": 0, "world_size": 1} if size == 1 else {}
-    dist.init_process_group(backend, timeout=TIMEOUT, **alone)
+    store: Store
+    if size == 1:
+        store, rank = HashStore(), 0
+    else:
+        # torchrun's store outlives a restart of the ranks, and with it the addresses of the dead ones.
+        shared, rank, size = next(iter(rendezvous("env://", timeout=TIMEOUT)))
+        store = PrefixStore(f"restart-{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}", shared)
+    dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank, world_size=size)
 
 
 def _mesh(mode: str, size: int, shard_size: int | None, kind: str) -> Any:
@@ -134,7 +142,7 @@ def distribute(network: Network, world: World, config: ParallelConfig, *, is_tra
         is_trained: False for a teacher, which needs no activation checkpointing.
     """
     if config.activation_checkpointing and is_trained:
-        from torch.distributed._composable import checkpoint
+        from torch.distributed._composable.checkpoint_activation import checkpoint
 
         for block in network.backbone.blocks:
             checkpoint(block)

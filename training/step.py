@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 
 import torch
@@ -57,16 +58,16 @@ class TrainStep:
         micros = [objective.views(batch, is_masked=at.is_masked) for batch in batches]
         targets = objective.targets(micros, at)
         gradients, spread = self._spread_of_step(micros, step)
-        record = self._backward(micros, targets, gradients, step)
+        terms = self._backward(micros, targets, gradients, step)
         if spread is not None:
-            record["koleo"] = spread
-        record = self._mean(record)
+            terms["koleo"] = spread
+        record = self._mean(terms)
         if step < self._frozen_steps:
             for parameter in objective.student.backbone.parameters():
                 parameter.grad = None
         norms = clip(objective.student, self.resolved.optim)
         record |= {f"norm_{name}": float(norm) for name, norm in norms.items()}
-        is_finite = all(torch.isfinite(torch.tensor(value)) for value in record.values())
+        is_finite = all(math.isfinite(value) for value in record.values())
         if is_finite:
             apply_schedule(self.optimizer, at)
             self.optimizer.step()
@@ -118,7 +119,7 @@ class TrainStep:
         spread = self.objective.spread(joined)
         (gradient,) = torch.autograd.grad(spread, joined)
         sizes = [len(first) for first in firsts]
-        by_view = [half.split(sizes) for half in gradient.chunk(2)]
+        by_view = [torch.split(half, sizes) for half in gradient.chunk(2)]
         return [torch.cat(pair) for pair in zip(*by_view, strict=True)], spread.detach()
 
     def _mean(self, terms: dict[str, Tensor]) -> dict[str, float]:

@@ -316,8 +316,8 @@ def _check_heads(student: Network, teacher: Network) -> None:
     for name, head in student.heads().items():
         if name not in held:
             raise ConfigError(
-                f"distill: the teacher has no {name}; take distill.mode=feature, or train heads for it in a stage of its "
-                "own with init.freeze_backbone"
+                f"distill: the teacher has no {name}; take distill.mode=feature, or train heads for it in a stage "
+                "of its own with init.freeze_backbone"
             )
         if head.num_prototypes != held[name].num_prototypes:
             raise ConfigError(

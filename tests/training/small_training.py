@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import yaml
 from PIL import Image
 
@@ -113,6 +114,22 @@ def kill_after(path: Path, log: Path, num_lines: int) -> None:
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def kill_a_rank_after(path: Path, log: Path, num_lines: int) -> None:
+    """Start two ranks that may be restarted once, and kill the second as soon as the log has so many lines."""
+    process = subprocess.Popen(
+        command(path, 2, "--max-restarts=1"), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 120
+    while len(steps_of(log)) < num_lines:
+        assert process.poll() is None, "it ended before a rank could be killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    ranks = [child for child in psutil.Process(process.pid).children() if child.environ().get("RANK") == "1"]
+    ranks[0].kill()
+    text, _ = process.communicate(timeout=240)
+    assert process.returncode == 0, text.decode()
 
 
 def steps_of(log: Path) -> list[dict]:

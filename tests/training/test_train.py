@@ -42,7 +42,7 @@ def test_a_run_leaves_a_teacher_that_timm_loads_and_a_plot(tars, tmp_path):
     stage = tmp_path / "run" / "pretrain"
     with safe_open(str(stage / "teacher.safetensors"), framework="pt") as file:
         about = file.metadata()
-    model = timm.create_model(about["architecture"], num_classes=0, **json.loads(about["model_args"]))
+    model = timm.create_model(about["architecture"], **json.loads(about["model_args"]))
     model.load_state_dict(load_file(stage / "teacher.safetensors"))
     assert (stage / "plot.png").stat().st_size > 5_000
     assert (tmp_path / "run" / "teacher.safetensors").is_file()
@@ -148,3 +148,44 @@ def test_stages_follow_each_other(tars, tmp_path):
     assert "gram" in terms[1]
     assert "feature" in terms[4]
     assert network(tmp_path / "run", "distill")["backbone.cls_token"].shape[-1] == 16
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_started_again_and_ends_as_one_that_did_not(tars, tmp_path):
+    changes = {"schedule": {"length": 12}, "parallel": {"mode": "fsdp"}}
+    path = small.write_recipe(tmp_path / "straight.yaml", tars, tmp_path / "straight", **changes)
+    small.run_cli(path, 2)
+    path = small.write_recipe(tmp_path / "killed.yaml", tars, tmp_path / "killed", **changes)
+    small.kill_a_rank_after(path, tmp_path / "killed" / "pretrain" / "log.jsonl", 5)
+    assert_equal(network(tmp_path / "straight"), network(tmp_path / "killed"))
+
+
+# Bad pictures
+
+
+def test_an_empty_or_a_cut_off_tar_is_named(tars, tmp_path):
+    (tmp_path / "empty").mkdir()
+    small.write_tars(tmp_path / "empty", num_tars=1, per_tar=0)
+    with pytest.raises(ConfigError, match=r"empty"):
+        quietly(small.recipe(tmp_path / "empty", tmp_path / "run"))
+    cut = tmp_path / "cut"
+    small.write_tars(cut, num_tars=1)
+    whole = (cut / "000.tar").read_bytes()
+    (cut / "000.tar").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ConfigError, match=r"000\.tar.*the file ends at byte"):
+        quietly(small.recipe(cut, tmp_path / "run2"))
+
+
+def test_a_bad_picture_is_named_and_another_takes_its_place(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for index in range(12):
+        (folder / f"{index:02d}.jpg").write_bytes(small.picture(index))
+    (folder / "03.jpg").write_bytes(b"\xff\xd8\xff no picture")
+    (folder / "05.jpg").write_bytes(b"")
+    data = {"parts": {"made": {"kind": "folder", "location": str(folder)}}}
+    quietly(small.recipe(tmp_path, tmp_path / "run", data=data))
+    bad = (tmp_path / "run" / "pretrain").rglob("*.jsonl")
+    text = "".join(path.read_text() for path in bad)
+    assert "03.jpg" in text
+    assert "05.jpg" in text

@@ -1,72 +1,188 @@
-"""kNN (fallback)."""
+"""kNN, linear probe and rank of a backbone on labelled pictures: while it trains, and of a file.
+
+| value | what it is |
+|---|---|
+| ``knn_SET_K`` | top-1 accuracy of K nearest neighbours |
+| ``linear_ridge_SET`` | of a ridge probe on the same features |
+| ``rank_me_SET`` | effective rank of the test pictures' features; see ``metrics.rank_me`` |
+| ``linear_sgd_SET`` | of dinov2's grid of classifiers; the one that is best on held-out training pictures |
+| ``linear_sgd_best_SET`` | of the one that is best on the test pictures, as dinov2 reports |
+| ``bad_SET`` | pictures that could not be decoded, where there are any |
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import os
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
 import torch
-import torch.nn.functional as F
-from PIL import Image
+from torch import Tensor
 
-from training.data.pixels import decode
+from training.config import ConfigError, EvalConfig, EvalSet, ModelConfig, ViewConfig
 from training.data.sources import pictures
+from training.eval.features import extract, read_out
+from training.eval.knn import knn_accuracy
+from training.eval.linear import NUM_BLOCKS, grid_accuracy, held_out, ridge_accuracy
+from training.eval.pictures import Pictures, Preparation, read_pictures
+from training.export import NETWORK, read_state
+from training.metrics import rank_me
+from training.models.convert import load_backbone
+from training.models.vit import VisionTransformer
+
+MAX_WORKERS = 16
 
 
-def _prep(data, px, rs):
-    im = Image.fromarray(decode(data).rgb)
-    w, h = im.size
-    s = rs / min(w, h)
-    im = im.resize((max(px, round(w * s)), max(px, round(h * s))), Image.BICUBIC)
-    w, h = im.size
-    l, t = (w - px) // 2, (h - px) // 2
-    return np.asarray(im.crop((l, t, l + px, t + px)))
+class LabelledSet(NamedTuple):
+    """Pictures to learn from and to be tested on."""
+
+    train: Pictures
+    labels: Tensor  # int64 [n], of train
+    is_train: Tensor  # bool [n], whether they are learned from
+    test: Pictures | None  # None: rows of train that are held out
+    test_labels: Tensor  # int64 [m]
+    is_test: Tensor  # bool [n]
+
+    @property
+    def num_bad(self) -> int:
+        """Pictures that could not be decoded."""
+        return self.train.num_bad + (self.test.num_bad if self.test is not None else 0)
+
+
+def open_set(config: EvalSet, prepare: Preparation, *, num_workers: int = 0) -> LabelledSet:
+    """Read a set as the recipe names it.
+
+    Raises:
+        ConfigError: a part is not there, has no such label, or too few pictures.
+    """
+    train = partial(pictures, config.train, config.label, config.max_train)
+    test = partial(pictures, config.test, config.label, config.max_test) if config.test is not None else None
+    read = partial(read_pictures, prepare=prepare, num_workers=num_workers)
+    return labelled_set(read(train), read(test) if test is not None else None, max_test=config.max_test)
+
+
+def labelled_set(train: Pictures, test: Pictures | None = None, *, max_test: int | None = None) -> LabelledSet:
+    """Number the labels, and hold out a fifth of ``train`` where there is no ``test``.
+
+    Raises:
+        ConfigError: there are too few pictures.
+    """
+    if len(train.names) < 2 or (test is not None and not test.names):
+        raise ConfigError(
+            f"evaluation: got {len(train.names)} labelled pictures that can be decoded to learn from, and "
+            f"{len(test.names) if test is not None else 'a fifth of them'} to test; allowed: from 2 and 1 on"
+        )
+    numbers = {name: number for number, name in enumerate(sorted({*train.names, *(test.names if test else ())}))}
+    labels = torch.tensor([numbers[name] for name in train.names])
+    is_held = held_out(len(labels), 5) if test is None else torch.zeros(len(labels), dtype=torch.bool)
+    is_test = is_held if max_test is None else is_held & (is_held.cumsum(0) <= max_test)
+    return LabelledSet(
+        train=train,
+        labels=labels,
+        is_train=~is_held,
+        test=test,
+        test_labels=labels[is_test] if test is None else torch.tensor([numbers[name] for name in test.names]),
+        is_test=is_test,
+    )
 
 
 class Evaluator:
-    def __init__(self, config, views):
-        self.c, self.v = config, views
-        px = config.image_px or views.global_px
-        rs = config.resize_px or round(px * 8 / 7)
-        self.sets = {}
-        for name, s in config.sets.items():
+    """Measures backbones on the labelled sets of a recipe, which are opened once.
 
-            def load(part, n):
-                rows = [(k, l, _prep(b, px, rs)) for k, l, b in pictures(part, s.label, n)]
-                return np.stack([r[2] for r in rows]), [r[1] for r in rows]
+    Args:
+        config: sets and what to measure.
+        views: size of the global crops, mean and standard deviation.
+        with_grid: where ``config.linear`` is on, also dinov2's grid of classifiers, which takes long.
 
-            x, y = load(s.train, s.max_train)
-            if s.test is not None:
-                tx, ty = load(s.test, s.max_test)
-            else:
-                p = np.random.default_rng(0).permutation(len(x))
-                n = len(x) // 5
-                tx, ty = x[p[:n]], [y[i] for i in p[:n]]
-                x, y = x[p[n:]], [y[i] for i in p[n:]]
-            names = sorted(set(y) | set(ty))
-            ix = {n: i for i, n in enumerate(names)}
-            self.sets[name] = (x, np.array([ix[a] for a in y]), tx, np.array([ix[a] for a in ty]), len(names))
+    Raises:
+        ConfigError: see ``open_set``.
+    """
 
-    @torch.no_grad()
-    def __call__(self, net):
-        m = torch.tensor(self.v.mean).view(3, 1, 1)
-        sd = torch.tensor(self.v.std).view(3, 1, 1)
-        out = {}
+    def __init__(self, config: EvalConfig, views: ViewConfig, *, with_grid: bool = False) -> None:
+        self.config, self.views, self.with_grid = config, views, with_grid
+        prepare = Preparation.of(config, views)
+        self.sets = {
+            name: open_set(labelled, prepare, num_workers=config.num_workers) for name, labelled in config.sets.items()
+        }
 
-        def feats(x):
-            o = []
-            for i in range(0, len(x), 250):
-                with torch.autocast("cpu", torch.bfloat16):
-                    t = net([(torch.from_numpy(x[i : i + 250]).permute(0, 3, 1, 2).float() / 255 - m) / sd])[0]
-                c, p = F.normalize(t.cls.float(), dim=-1), F.normalize(t.patches.float().mean(1), dim=-1)
-                o.append(torch.cat([c, p], 1))
-            return torch.cat(o)
+    def __call__(self, backbone: VisionTransformer) -> dict[str, float]:
+        """What the table above lists, for every set; computed where the backbone lies."""
+        found: dict[str, float] = {}
+        for name, labelled in self.sets.items():
+            found |= {f"{measure}_{name}{suffix}": value for (measure, suffix), value in self._one(backbone, labelled)}
+        return found
 
-        for name, (x, y, tx, ty, n) in self.sets.items():
-            a, b = feats(x), feats(tx)
-            d = a.shape[1] // 2
-            y = torch.from_numpy(y)
-            for r, sl in (("cls", slice(0, d)), ("mean", slice(d, None)), ("cls_mean", slice(None))):
-                f, g = F.normalize(a[:, sl], dim=1), F.normalize(b[:, sl], dim=1)
-                s, i = (g @ f.T).topk(20)
-                v = torch.zeros(len(g), n).scatter_add_(1, y[i], (s / 0.07).exp())
-                out[f"knn_{name}_{r}"] = (v.argmax(1).numpy() == ty).mean().item()
-        return out
+    def _one(self, backbone: VisionTransformer, labelled: LabelledSet) -> Iterator[tuple[tuple[str, str], float]]:
+        """Values by what stands before and behind the name of the set."""
+        config, dim, device = self.config, backbone.dim, next(backbone.parameters()).device
+        has_grid = config.linear and self.with_grid
+        num_blocks = min(NUM_BLOCKS, len(backbone.blocks)) if has_grid else 1
+        blocks, labels, test_blocks, test_labels = self._features(backbone, labelled, num_blocks)
+        train, test = (read_out(features, dim, config.readout) for features in (blocks, test_blocks))
+        accuracies = knn_accuracy(
+            train, labels, test, test_labels, k=config.k, temperature=config.temperature, device=device
+        )
+        yield from ((("knn", f"_{k}"), accuracy) for k, accuracy in accuracies.items())
+        yield ("rank_me", ""), rank_me(test)
+        if config.linear:
+            yield ("linear_ridge", ""), ridge_accuracy(train, labels, test, test_labels)
+        if has_grid:
+            grid = grid_accuracy(blocks, labels, test_blocks, test_labels, dim=dim, device=device)
+            yield ("linear_sgd", ""), grid.accuracy
+            yield ("linear_sgd_best", ""), grid.best_accuracy
+        if labelled.num_bad:
+            yield ("bad", ""), float(labelled.num_bad)
+
+    def _features(
+        self, backbone: VisionTransformer, labelled: LabelledSet, num_blocks: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Features [n, F] and labels [n] to learn from, [m, F] and [m] to be tested on; all on the CPU."""
+
+        def of(pictures: Pictures) -> Tensor:
+            made = extract(
+                backbone,
+                pictures.prepared(),
+                views=self.views,
+                batch_size=self.config.batch_size,
+                num_blocks=num_blocks,
+                precision=self.config.precision,
+            )
+            if len(made) != len(pictures.names):  # or labels would stand beside other pictures
+                raise ConfigError("evaluation: pictures changed since they were read first")
+            return made
+
+        train = of(labelled.train)
+        if labelled.test is not None:
+            return train, labelled.labels, of(labelled.test), labelled.test_labels
+        is_train, is_test = labelled.is_train, labelled.is_test
+        return train[is_train], labelled.labels[is_train], train[is_test], labelled.test_labels
+
+
+def evaluate_file(path: Path, config: EvalConfig) -> dict[str, float]:
+    """Measure a trained network.
+
+    Args:
+        path: ``network.safetensors`` of a stage, or ``teacher.safetensors`` with that beside it.
+        config: sets and what to measure; sizes that it leaves open are those of the training.
+
+    Returns:
+        See ``Evaluator``; with ``config.linear`` the grid of classifiers too.
+
+    Raises:
+        ConfigError: the file does not say what network it holds; or see ``open_set``.
+    """
+    state, metadata = read_state(path)
+    beside = path.with_name(NETWORK)
+    if "model" not in metadata and beside.is_file():
+        _, metadata = read_state(beside)
+    if "model" not in metadata:
+        raise ConfigError(f"weights: {str(path)!r} does not say what network it holds; give the {NETWORK} of a stage")
+    backbone = VisionTransformer(ModelConfig.model_validate_json(metadata["model"]))
+    load_backbone(backbone, state)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    num_workers = config.num_workers or min((os.cpu_count() or 1) - 1, MAX_WORKERS)
+    config = config.model_copy(update={"num_workers": num_workers})
+    views = ViewConfig.model_validate_json(metadata["views"])
+    return Evaluator(config, views, with_grid=True)(backbone.to(device).eval())

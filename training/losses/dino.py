@@ -54,7 +54,7 @@ def dino_loss(
     local = global_ * 0
     if num_locals:
         both = first + second
-        per_local = z[2 * num_pictures :].split(num_pictures)
+        per_local = torch.split(z[2 * num_pictures :], num_pictures)
         local = torch.stack(
             [
                 chunked_cross_entropy(

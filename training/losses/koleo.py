@@ -41,7 +41,8 @@ def koleo(x: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
             similarity[torch.arange(len(mine)), torch.arange(first, first + len(mine))] = -2
             nearest = similarity.argmax(1)
         distance = torch.linalg.vector_norm(mine - rows[nearest] + _EPS, dim=-1)
-        return -(distance + _EPS).log().mean()
+        loss: Tensor = -(distance + _EPS).log().mean()
+        return loss
 
 
 @torch.no_grad()

@@ -1,0 +1,111 @@
+"""Measurements of backbones on labelled pictures that are read from disk."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sklearn.neighbors import KNeighborsClassifier
+
+from tests.training import small_training as small
+from training.config import ConfigError, EvalConfig, TrainRecipe
+from training.data.tars import TarWriter
+from training.eval import linear
+from training.eval.evaluate import Evaluator, evaluate_file
+from training.eval.features import extract, read_out
+from training.export import NETWORK, TEACHER, write_network
+from training.models.network import Network
+
+
+@pytest.fixture(scope="module")
+def tars(tmp_path_factory):
+    """Forty-eight pictures with labels; one more that is none, and one without label."""
+    folder = tmp_path_factory.mktemp("tars")
+    small.write_tars(folder)
+    writer = TarWriter(folder / "odd.tar")
+    for key, data, label in (("bad", b"\xff\xd8\xff no picture", 1), ("unlabelled", small.picture(1), None)):
+        writer.add(f"{key}.jpg", data)
+        writer.add(f"{key}.json", json.dumps({"label": label}).encode())
+    writer.close()
+    return folder
+
+
+def evaluation(tars, **changes) -> EvalConfig:
+    part = {"kind": "tars", "location": f"{tars}/*.tar"}
+    base = {"sets": {"made": {"train": part}}, "k": (1, 5), "batch_size": 16}
+    return EvalConfig.model_validate(base | changes)
+
+
+@pytest.fixture(scope="module")
+def trained(tars, tmp_path_factory):
+    """A network as a stage writes it, and the folder that it is in."""
+    torch.manual_seed(0)
+    resolved = TrainRecipe.model_validate(small.values(tars, tmp_path_factory.mktemp("run"))).resolved("pretrain")
+    network = Network(resolved.model, resolved.objective)
+    folder = tmp_path_factory.mktemp("stage")
+    write_network(folder, dict(network.state_dict()), resolved)
+    return resolved, network, folder
+
+
+def test_a_fifth_is_held_out_where_there_is_no_test_set(tars, trained):
+    resolved, network, _ = trained
+    evaluator = Evaluator(evaluation(tars), resolved.views)
+    found = evaluator(network.backbone)
+    assert set(found) == {"knn_made_1", "knn_made_5", "rank_me_made", "bad_made"}
+    assert found["bad_made"] == 1
+    labelled = evaluator.sets["made"]
+    assert len(labelled.labels) == 48
+    held = linear.held_out(48, 5)
+    blocks = extract(network.backbone, labelled.train.prepared(), views=resolved.views, batch_size=48)
+    features = read_out(blocks, network.backbone.dim, "cls").double()
+    theirs = KNeighborsClassifier(5, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
+    theirs.fit(features[~held].numpy(), labelled.labels[~held].numpy())
+    assert found["knn_made_5"] == pytest.approx(theirs.score(features[held].numpy(), labelled.labels[held].numpy()))
+
+
+def test_the_same_network_is_measured_the_same_twice(tars, trained):
+    resolved, network, _ = trained
+    evaluator = Evaluator(evaluation(tars, readout="cls_mean", linear=True), resolved.views)
+    first = evaluator(network.backbone)
+    assert "linear_ridge_made" in first
+    assert "linear_sgd_made" not in first, "too slow while it trains"
+    assert evaluator(network.backbone) == first
+
+
+def test_a_test_set_of_its_own_has_its_own_pictures_and_limits(tars, trained):
+    resolved, network, _ = trained
+    train, test = ({"kind": "tars", "location": str(tars / name)} for name in ("000.tar", "001.tar"))
+    sets = {"own": {"train": train, "test": train}, "other": {"train": train, "test": test, "max_test": 3}}
+    evaluator = Evaluator(evaluation(tars, sets=sets, k=(1,)), resolved.views)
+    found = evaluator(network.backbone)
+    assert found["knn_own_1"] == 1.0, "each picture finds itself"
+    assert len(evaluator.sets["other"].test_labels) == 3
+    assert evaluator.sets["other"].num_bad == 0
+
+
+def test_no_labelled_picture_is_an_error(tars, trained):
+    resolved, _, _ = trained
+    sets = {"odd": {"train": {"kind": "tars", "location": str(tars / "odd.tar")}}}
+    with pytest.raises(ConfigError, match="got 0 labelled pictures"):
+        Evaluator(evaluation(tars, sets=sets), resolved.views)
+
+
+@pytest.mark.parametrize("name", [NETWORK, TEACHER])
+def test_a_file_is_measured_as_the_network_in_it(tars, trained, name, monkeypatch):
+    monkeypatch.setattr(linear, "MAX_PASSES", 5)
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    resolved, network, folder = trained
+    found = evaluate_file(folder / name, evaluation(tars, linear=True))
+    plain = Evaluator(evaluation(tars, linear=True), resolved.views)(network.backbone)
+    assert {key: found[key] for key in plain} == pytest.approx(plain, abs=1e-4)
+    assert set(found) - set(plain) == {"linear_sgd_made", "linear_sgd_best_made"}
+    assert all(0 <= found[f"linear_sgd{kind}_made"] <= 1 for kind in ("", "_best"))
+
+
+def test_a_teacher_alone_does_not_say_what_it_is(tars, trained, tmp_path):
+    _, _, folder = trained
+    (tmp_path / TEACHER).write_bytes((folder / TEACHER).read_bytes())
+    assert load_file(tmp_path / TEACHER)
+    with pytest.raises(ConfigError, match=r"does not say what network it holds; give the network\.safetensors"):
+        evaluate_file(tmp_path / TEACHER, evaluation(tars))
