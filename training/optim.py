@@ -44,7 +44,7 @@ def multipliers(name: str, config: OptimConfig, num_blocks: int) -> Multipliers:
     # Tokens, position grid and weight norm are decayed in the released code, though a comment there says otherwise.
     is_exempt = name.endswith(".bias") or "norm" in name or "gamma" in name
     if not config.decay_tokens:
-        is_exempt = is_exempt or rest.startswith(_TOKENS) or "weight_g" in name
+        is_exempt = is_exempt or rest.startswith(_TOKENS) or name.endswith(("weight_g", "weight_v"))
     return Multipliers(lr, 0.0 if is_exempt else 1.0, "last_layer" in name)
 
 

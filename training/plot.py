@@ -133,5 +133,5 @@ def _draw_norms(axis: Any, columns: Columns, alarms: list[int]) -> None:
     if shown:
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
         axis.legend(frameon=False)

@@ -63,7 +63,7 @@ def test_every_parameter_has_the_multipliers_of_dinov2(arch, decay):
     groups = parameter_groups(network, config, network.backbone.config.shape[1])
     names = {id(parameter): name for name, parameter in network.named_parameters()}
     ours = {
-        names[id(parameter)]: (group["lr_multiplier"], group["wd_multiplier"], float(group["is_last_layer"]))
+        names[id(parameter)]: tuple(map(float, group["multipliers"]))
         for group in groups
         for parameter in group["params"]
     }
@@ -129,8 +129,7 @@ def test_all_modules_can_be_clipped_as_one():
     give_gradients(network)
     before = norm_of(network)
     norms = clip(network, OptimConfig(clip=3.0, clip_by="global"))
-    assert set(norms) == {"backbone", "dino_head", "ibot_head", "global"}
-    assert float(norms["global"]) == pytest.approx(before, rel=1e-5)
+    assert {name: float(norm) for name, norm in norms.items()} == pytest.approx({"all": before}, rel=1e-5)
     assert norm_of(network) == pytest.approx(3.0, rel=1e-5)
 
 
@@ -168,8 +167,6 @@ def test_the_teacher_moves_its_share_of_the_way():
     assert all(torch.equal(moved[name], parameter) for name, parameter in teacher.named_parameters())
     update_teacher(student, teacher, 0.0)
     assert all(torch.equal(student.get_parameter(name), parameter) for name, parameter in teacher.named_parameters())
-    with pytest.raises(ValueError, match="in one of them only"):
-        update_teacher(student, Network(TINY, objective(), feature_dim=3), 0.9)
 
 
 # Two ranks

@@ -1,8 +1,11 @@
-"""Schedules against dinov2's arrays, written here with numpy as that code builds them."""
+"""Schedules against dinov2's: arrays written here with numpy as that code builds them, and values that it computed."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from pipelines.train import load_training_recipe
 from training.config import Resolved, TrainRecipe, lay_over
 from training.schedule import Schedules, cosine
 
@@ -14,6 +17,8 @@ def scheduler(base, final, total, warmup=0, start=0.0, freeze=0):
     return np.concatenate([np.zeros(freeze), np.linspace(start, base, warmup), tail])
 
 
+GOLDEN = dict(np.load(Path(__file__).resolve().parents[1] / "golden" / "optim.npz"))  # see make_optim.py there
+QUANTITIES = ("lr", "last_layer_lr", "weight_decay", "momentum", "teacher_temperature")
 RECIPES = {
     "short": {"lr": 0.004, "batch": 2048, "length": 125_000, "warmup": 12_500, "decay": (0.04, 0.4), "ema": 0.992},
     "vitl14": {"lr": 0.0002, "batch": 3072, "length": 625_000, "warmup": 100_000, "decay": (0.04, 0.2), "ema": 0.994},
@@ -81,3 +86,32 @@ def test_masks_begin_when_ibot_does():
     schedules = Schedules(resolved(RECIPES["short"], objective={"ibot": {"start": 5, "temperature": {"end": 0.1}}}))
     assert [schedules.at(step).is_masked for step in (4, 5)] == [False, True]
     assert schedules.at(100_000).patch_temperature == 0.1
+
+
+@pytest.mark.parametrize("recipe", ["vitl16_short", "vitl14", "vitg14"])
+def test_a_shipped_recipe_has_the_values_that_dinov2_computed_also_beyond_the_end(recipe):
+    schedules = Schedules(load_training_recipe(recipe).resolved("pretrain"))
+    at = [schedules.at(int(step)) for step in GOLDEN[f"steps/{recipe}"]]
+    for quantity in QUANTITIES:
+        ours = np.array([getattr(values, quantity) for values in at])
+        assert np.abs(ours - GOLDEN[f"schedule/{recipe}/{quantity}"]).max() < 1e-12, quantity
+
+
+def test_all_steps_of_the_short_recipe_add_up_to_those_that_dinov2_computed():
+    config = load_training_recipe("vitl16_short").resolved("pretrain")
+    schedules = Schedules(config)
+    at = [schedules.at(step) for step in range(config.num_steps)]
+    for quantity in QUANTITIES:
+        ours = np.array([getattr(values, quantity) for values in at])
+        sums = [ours.sum(), ours @ np.arange(len(ours))]
+        assert sums == pytest.approx(GOLDEN[f"sums/vitl16_short/{quantity}"].tolist(), rel=1e-12), quantity
+
+
+def test_the_rate_follows_the_batch_as_the_rule_says():
+    peaks = {
+        (rule, batch): Schedules(resolved(RECIPES["short"] | {"batch": batch}, optim={"lr_scaling": rule}))
+        .at(12_499)
+        .lr
+        for rule, batch in (("sqrt", 4096), ("linear", 512), ("none", 512))
+    }
+    assert list(peaks.values()) == pytest.approx([0.008, 0.008, 0.004], abs=1e-15)

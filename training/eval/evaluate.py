@@ -2,7 +2,9 @@
 
 | value | what it is |
 |---|---|
-| ``knn_SET_K`` | top-1 accuracy of K nearest neighbours |
+| ``knn_SET`` | top-1 accuracy of the nearest neighbours, as many as the first of ``config.k`` |
+| ``knn_SET_kK`` | of K of them, for its others |
+| ``knn_SET_READOUT`` | as the first, by the readouts that are not ``config.readout`` |
 | ``linear_ridge_SET`` | of a ridge probe on the same features |
 | ``rank_me_SET`` | effective rank of the test pictures' features; see ``metrics.rank_me`` |
 | ``linear_sgd_SET`` | of dinov2's grid of classifiers; the one that is best on held-out training pictures |
@@ -23,7 +25,7 @@ from torch import Tensor
 
 from training.config import ConfigError, EvalConfig, EvalSet, ModelConfig, ViewConfig
 from training.data.sources import pictures
-from training.eval.features import extract, read_out
+from training.eval.features import READOUTS, extract, read_out
 from training.eval.knn import knn_accuracy
 from training.eval.linear import NUM_BLOCKS, grid_accuracy, held_out, ridge_accuracy
 from training.eval.pictures import Pictures, Preparation, read_pictures
@@ -120,11 +122,20 @@ class Evaluator:
         has_grid = config.linear and self.with_grid
         num_blocks = min(NUM_BLOCKS, len(backbone.blocks)) if has_grid else 1
         blocks, labels, test_blocks, test_labels = self._features(backbone, labelled, num_blocks)
+        for readout in (config.readout, *(other for other in READOUTS if other != config.readout)):
+            is_main = readout == config.readout
+            accuracies = knn_accuracy(
+                read_out(blocks, dim, readout),
+                labels,
+                read_out(test_blocks, dim, readout),
+                test_labels,
+                k=config.k if is_main else config.k[:1],
+                temperature=config.temperature,
+                device=device,
+            )
+            for k, accuracy in accuracies.items():
+                yield ("knn", ("" if is_main else f"_{readout}") if k == config.k[0] else f"_k{k}"), accuracy
         train, test = (read_out(features, dim, config.readout) for features in (blocks, test_blocks))
-        accuracies = knn_accuracy(
-            train, labels, test, test_labels, k=config.k, temperature=config.temperature, device=device
-        )
-        yield from ((("knn", f"_{k}"), accuracy) for k, accuracy in accuracies.items())
         yield ("rank_me", ""), rank_me(test)
         if config.linear:
             yield ("linear_ridge", ""), ridge_accuracy(train, labels, test, test_labels)

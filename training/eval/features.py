@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Iterator
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -16,6 +16,9 @@ from torch import Tensor
 
 from training.config import ViewConfig
 from training.models.vit import VisionTransformer
+
+Readout = Literal["cls", "mean", "cls_mean"]
+READOUTS: tuple[Readout, ...] = get_args(Readout)
 
 
 @torch.inference_mode()
@@ -69,7 +72,7 @@ def _batches(pictures: Iterable[np.ndarray], size: int) -> Iterator[Tensor]:
         yield torch.from_numpy(np.stack(batch))
 
 
-def read_out(features: Tensor, dim: int, readout: Literal["cls", "mean", "cls_mean"]) -> Tensor:
+def read_out(features: Tensor, dim: int, readout: Readout) -> Tensor:
     """What stands for a picture.
 
     Args:

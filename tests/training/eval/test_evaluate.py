@@ -33,7 +33,7 @@ def tars(tmp_path_factory):
 
 def evaluation(tars, **changes) -> EvalConfig:
     part = {"kind": "tars", "location": f"{tars}/*.tar"}
-    base = {"sets": {"made": {"train": part}}, "k": (1, 5), "batch_size": 16}
+    base = {"sets": {"made": {"train": part}}, "k": (5, 1), "batch_size": 16}
     return EvalConfig.model_validate(base | changes)
 
 
@@ -52,7 +52,10 @@ def test_a_fifth_is_held_out_where_there_is_no_test_set(tars, trained):
     resolved, network, _ = trained
     evaluator = Evaluator(evaluation(tars), resolved.views)
     found = evaluator(network.backbone)
-    assert set(found) == {"knn_made_1", "knn_made_5", "rank_me_made", "bad_made"}
+    assert set(found) == {f"knn_made{kind}" for kind in ("", "_k1", "_mean", "_cls_mean")} | {
+        "rank_me_made",
+        "bad_made",
+    }
     assert found["bad_made"] == 1
     labelled = evaluator.sets["made"]
     assert len(labelled.labels) == 48
@@ -61,7 +64,14 @@ def test_a_fifth_is_held_out_where_there_is_no_test_set(tars, trained):
     features = read_out(blocks, network.backbone.dim, "cls").double()
     theirs = KNeighborsClassifier(5, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
     theirs.fit(features[~held].numpy(), labelled.labels[~held].numpy())
-    assert found["knn_made_5"] == pytest.approx(theirs.score(features[held].numpy(), labelled.labels[held].numpy()))
+    assert found["knn_made"] == pytest.approx(theirs.score(features[held].numpy(), labelled.labels[held].numpy()))
+
+
+def test_readouts_give_what_they_give_when_they_are_asked_for(tars, trained):
+    resolved, network, _ = trained
+    mean = Evaluator(evaluation(tars, readout="mean"), resolved.views)(network.backbone)
+    cls = Evaluator(evaluation(tars, readout="cls"), resolved.views)(network.backbone)
+    assert (mean["knn_made"], mean["knn_made_cls"]) == (cls["knn_made_mean"], cls["knn_made"])
 
 
 def test_the_same_network_is_measured_the_same_twice(tars, trained):
@@ -79,7 +89,7 @@ def test_a_test_set_of_its_own_has_its_own_pictures_and_limits(tars, trained):
     sets = {"own": {"train": train, "test": train}, "other": {"train": train, "test": test, "max_test": 3}}
     evaluator = Evaluator(evaluation(tars, sets=sets, k=(1,)), resolved.views)
     found = evaluator(network.backbone)
-    assert found["knn_own_1"] == 1.0, "each picture finds itself"
+    assert found["knn_own"] == found["knn_own_mean"] == 1.0, "each picture finds itself"
     assert len(evaluator.sets["other"].test_labels) == 3
     assert evaluator.sets["other"].num_bad == 0
 
