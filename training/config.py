@@ -490,6 +490,10 @@ class Resolved(Config):
         for key, side in (("global_px", self.views.global_px), ("local_px", self.views.local_px)):
             if side % self.model.patch_px:
                 raise ValueError(f"views.{key} {side} must be a multiple of model.patch_px {self.model.patch_px}")
+        if self.schedule.warmup > self.schedule.length:
+            raise ValueError(
+                f"schedule.warmup {self.schedule.warmup} must be at most schedule.length {self.schedule.length}"
+            )
         objective = self.objective
         if self.stage.kind != "distill" and not (objective.dino.weight or objective.ibot.weight):
             raise ValueError("objective.dino.weight and objective.ibot.weight are both 0: nothing would be learned")

@@ -52,6 +52,8 @@ def write_network(folder: Path, state: dict[str, Tensor], resolved: Resolved) ->
 def _timm_metadata(model: ModelConfig, views: ViewConfig) -> dict[str, str]:
     architecture, arguments = timm_architecture(model)
     return {
+        "model": model.model_dump_json(),
+        "views": views.model_dump_json(),
         "architecture": architecture,
         "model_args": json.dumps(arguments),
         "img_size": str(model.image_px),
@@ -99,10 +101,8 @@ def read_network(path: Path, *, with_heads: bool = True) -> Held:
         ConfigError: the file does not say what network it holds.
     """
     state, metadata = read_state(path)
-    if "model" not in metadata:
-        raise ConfigError(
-            f"weights: {str(path)!r} does not say what network it holds; give the network.safetensors of a stage"
-        )
+    if "objective" not in metadata:
+        raise ConfigError(f"weights: {str(path)!r} holds no network of ours; give the {NETWORK} of a stage")
     model = ModelConfig.model_validate_json(metadata["model"])
     objective = ObjectiveConfig.model_validate_json(metadata["objective"])
     network = Network(model, objective, with_heads=with_heads)

@@ -18,9 +18,6 @@ from torch import Tensor
 
 from training.config import ConfigError, Resolved
 from training.data.samples import BadSample
-from training.plot import plot
-
-__all__ = ["DivergedError", "Log", "PrototypeUse", "Rails", "plot", "rank_me"]
 
 MAX_SKIPPED = 10  # steps in a row without a finite loss that end the run
 STREAK = 10  # steps in a row that raise an alarm: one of them alone may be chance
@@ -193,7 +190,7 @@ class Rails:
                 )
             elif value < VANISHED:
                 held[f"{name} vanished"] = f"{name} {value:.4f} is nearly 0: all pictures fall on one prototype"
-        if record.get("prototype_use", 1.0) < LEAST_USE or record.get("prototypes_used", 2.0) <= 1:
+        if record.get("prototype_use", 1.0) < LEAST_USE:
             held["use"] = "the teacher uses next to no prototypes: collapse"
         if record.get("duplicate_pairs", 0) > 0:
             held["pairs"] = (

@@ -25,8 +25,9 @@ from training.data import photometric
 from training.data.collate import Batch
 from training.losses.centering import Center
 from training.losses.gram import gram_loss, resize_tokens
-from training.losses.koleo import koleo
+from training.losses.koleo import duplicate_pairs, koleo
 from training.losses.sinkhorn import sinkhorn
+from training.metrics import PrototypeUse
 from training.models.network import Network
 from training.models.vit import Tokens
 from training.parallel import World
@@ -61,6 +62,7 @@ class Targets:
     cls: Tensor | None  # [C, K], rows sum to 1
     patches: Tensor | None  # [M, K]
     tokens: Tokens | None  # of the global crops; kept only by modes that compare tokens
+    num_duplicates: int  # pairs of pictures whose class tokens are the same in the first view
 
 
 class Objective(nn.Module):
@@ -87,6 +89,7 @@ class Objective(nn.Module):
         patch_head = self.config.ibot.head or self.config.dino.head
         self.cls_center = Center(self.config.dino.head.num_prototypes, momentum)
         self.patch_center = Center(patch_head.num_prototypes, momentum)
+        self.prototype_use = PrototypeUse(self.config.dino.head.num_prototypes)
         self.gram_teacher = None
         if self.config.gram.weight:
             self.gram_teacher = copy.deepcopy(teacher)  # before it is sharded
@@ -137,11 +140,13 @@ class Objective(nn.Module):
     def targets(self, micros: Sequence[Views], at: At) -> list[Targets]:
         """Assignments of all micro-batches of a step, made together."""
         all_tokens, cls_logits, patch_logits = [], [], []
+        duplicates = []
         dino, ibot = self.config.dino, self.config.ibot
         for views in micros:
             with self.autocast():
                 tokens = self.teacher.backbone([views.global_crops])[0]
             all_tokens.append(tokens)
+            duplicates.append(duplicate_pairs(tokens.cls[: views.num_pictures]))
             if dino.weight and self.student.dino_head is not None and self.teacher.dino_head is not None:
                 cls_logits.append(self.teacher.dino_head(tokens.cls.float()))  # [C, K]
             if ibot.weight and self.student.patch_head is not None and self.teacher.patch_head is not None:
@@ -155,6 +160,7 @@ class Objective(nn.Module):
                 cls=cls[i] if cls else None,
                 patches=patches[i] if patches else None,
                 tokens=all_tokens[i] if keeps else None,
+                num_duplicates=duplicates[i],
             )
             for i in range(len(micros))
         ]
@@ -303,13 +309,14 @@ class Objective(nn.Module):
 
     @torch.no_grad()
     def telemetry(self, targets: Sequence[Targets]) -> dict[str, float]:
-        """How sharp and how spread the teacher's assignments are; of this rank."""
+        """How sharp and how spread the teacher's assignments are, and how many pictures are twins; of this rank."""
+        found = {"duplicate_pairs": float(sum(target.num_duplicates for target in targets))}
         rows = [target.cls for target in targets if target.cls is not None]
-        if not rows:
-            return {}
-        joined = torch.cat(rows)  # [n, K]
-        entropy = -torch.special.xlogy(joined, joined).sum(-1).mean()
-        return {"teacher_entropy": float(entropy), "prototypes_used": float(torch.unique(joined.argmax(-1)).numel())}
+        if rows:
+            joined = torch.cat(rows)  # [n, K]
+            entropy = -torch.special.xlogy(joined, joined).sum(-1).mean()
+            found |= {"teacher_entropy": float(entropy), "prototype_use": self.prototype_use.update(joined)}
+        return found
 
 
 def _square(tokens: Tensor) -> tuple[int, int]:

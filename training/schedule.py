@@ -44,9 +44,10 @@ def cosine(step: int, ends: Range, *, total: int, warmup: int = 0, start: float 
 
 def linear(step: int, ends: Range, *, length: int) -> float:
     """From the first to the second of ``ends``, which the last of ``length`` steps has."""
-    if step >= length - 1:
+    if step >= length:
         return ends[1]
-    return ends[0] + (ends[1] - ends[0]) * step / (length - 1)
+    # A length of 1 is its start, as numpy's linspace has it.
+    return ends[0] + (ends[1] - ends[0]) * step / max(length - 1, 1)
 
 
 class Schedules:

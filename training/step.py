@@ -76,7 +76,7 @@ class TrainStep:
             objective.restore_centers(centers)
         self.optimizer.zero_grad(set_to_none=True)
         record["is_skipped"] = float(not is_finite)
-        record |= {name: float(value) for name, value in objective.telemetry(targets).items()}
+        record |= objective.telemetry(targets)
         return record
 
     def _average(self, at: At) -> None:

@@ -24,11 +24,12 @@ from training.data.collate import Batch
 from training.data.index import Index
 from training.data.loader import Loader
 from training.export import load_network, read_network, write_network
-from training.metrics import Log, Rails, plot
+from training.metrics import Log, Rails
 from training.models.network import Network
 from training.models.vit import VisionTransformer
 from training.objective import Objective
 from training.parallel import World, distribute, start, stop
+from training.plot import plot
 from training.schedule import Schedules
 from training.step import TrainStep
 
@@ -204,7 +205,12 @@ class Stage:
         num_steps, last = resolved.num_steps, self._last_step
         schedules = Schedules(resolved)
         loader = Loader(resolved, index, rank=world.rank, world=world.size, start_step=first, device=world.device)
-        log = Log(self.folder / "log.jsonl", from_step=first, is_main=world.is_main)
+        log = Log(
+            self.folder / "log.jsonl",
+            from_step=first,
+            is_main=world.is_main,
+            tensorboard=resolved.checkpoint.tensorboard,
+        )
         rails = Rails(resolved)
         evaluator = self._evaluator()
         record: dict[str, float] = {}
@@ -219,13 +225,13 @@ class Stage:
                 keys = "\n".join(key for micro in micros for key in micro.keys)
                 record |= {"samples": zlib.crc32(keys.encode())}  # of rank 0: which pictures, for comparing runs
                 record |= {"wait_s": loader.take_wait_s(), "elapsed_s": time.monotonic() - started}
-                for alarm in rails.check(record, step):
-                    log.note(step, alarm)
-                    self.say(f"{resolved.name}: step {step:,}: {alarm}")
                 for bad in loader.take_bad():
                     log.bad(step, bad)
                 if evaluator is not None and ((step + 1) % resolved.evaluation.every == 0 or step + 1 == num_steps):
                     record |= evaluator(training.result)
+                for alarm in rails.check(record, step):
+                    log.note(step, alarm)
+                    self.say(f"{resolved.name}: step {step:,}: {alarm}")
                 log.write(step, record)
                 self._say_progress(step, first, record, started)
                 if (step + 1) % resolved.checkpoint.every == 0 or step + 1 == last:
