@@ -21,6 +21,7 @@ _SQL = """
     JOIN detections d USING (image_id)
     JOIN read_parquet(?) t ON t.line = e.line AND t.url = u.url
     WHERE e.role = 'pool' AND e.stage = 'selection' AND t.scene IS NOT NULL AND d.small_object IS NOT NULL
+    QUALIFY row_number() OVER (PARTITION BY t.scene ORDER BY e.image_id) <= 30  -- so that no scene is the best guess
     ORDER BY e.image_id
 """
 
