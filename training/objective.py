@@ -10,7 +10,6 @@ with respect to class tokens is taken over all of them before the pass that it f
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -73,14 +72,16 @@ class Objective(nn.Module):
         teacher: in a distill stage a frozen network, else the EMA of the student.
         cls_center: running centre of class-token logits; unused by Sinkhorn.
         patch_center: of masked patches.
-        gram_teacher: network that patch similarities are held to; None without gram.
+        gram_teacher: its backbone is what patch similarities are held to; None without gram.
         is_gram_on: whether they are yet.
     """
 
     gram_teacher: Network | None
     is_gram_on: bool = False
 
-    def __init__(self, resolved: Resolved, student: Network, teacher: Network) -> None:
+    def __init__(
+        self, resolved: Resolved, student: Network, teacher: Network, gram_teacher: Network | None = None
+    ) -> None:
         super().__init__()
         self.resolved = resolved
         self.config = resolved.objective
@@ -90,9 +91,7 @@ class Objective(nn.Module):
         self.cls_center = Center(self.config.dino.head.num_prototypes, momentum)
         self.patch_center = Center(patch_head.num_prototypes, momentum)
         self.prototype_use = PrototypeUse(self.config.dino.head.num_prototypes)
-        self.gram_teacher = None
-        if self.config.gram.weight:
-            self.gram_teacher = copy.deepcopy(teacher)  # before it is sharded
+        self.gram_teacher = gram_teacher.requires_grad_(False).eval() if gram_teacher is not None else None
 
     def place(self, world: World) -> Objective:
         """Take the centres to the device; the networks were placed by ``parallel.distribute``."""
@@ -144,14 +143,13 @@ class Objective(nn.Module):
         dino, ibot = self.config.dino, self.config.ibot
         for views in micros:
             with self.autocast():
-                tokens = self.teacher.backbone([views.global_crops])[0]
+                tokens = self.teacher.backbone([views.global_crops], wanted=self._wanted(views))[0]
             all_tokens.append(tokens)
             duplicates.append(duplicate_pairs(tokens.cls[: views.num_pictures]))
             if dino.weight and self.student.dino_head is not None and self.teacher.dino_head is not None:
                 cls_logits.append(self.teacher.dino_head(tokens.cls.float()))  # [C, K]
             if ibot.weight and self.student.patch_head is not None and self.teacher.patch_head is not None:
-                rows = tokens.patches.flatten(0, 1)[views.masked_indices]  # [M, D]
-                patch_logits.append(self.teacher.patch_head(rows.float()))  # [M, K]
+                patch_logits.append(self.teacher.patch_head(_masked(tokens, views)))  # [M, K]
         cls = self._assigned(cls_logits, self.cls_center, at.teacher_temperature)
         patches = self._assigned(patch_logits, self.patch_center, at.patch_temperature)
         keeps = self.config.gram.weight > 0 or self.resolved.stage.kind == "distill"
@@ -188,7 +186,8 @@ class Objective(nn.Module):
     def refresh_gram(self) -> None:
         """Make the EMA teacher of now the one that patch similarities are held to."""
         assert self.gram_teacher is not None
-        for old, new in zip(self.gram_teacher.parameters(), self.teacher.parameters(), strict=True):
+        pairs = zip(self.gram_teacher.backbone.parameters(), self.teacher.backbone.parameters(), strict=True)
+        for old, new in pairs:
             old.copy_(new)
 
     def centers(self) -> list[Tensor]:
@@ -205,7 +204,7 @@ class Objective(nn.Module):
     def cls_tokens(self, views: Views) -> Tensor:
         """Class tokens of the global crops [C, D], by the very pass that ``losses`` makes."""
         with self.autocast():
-            tokens = self.student.backbone(views.student_crops, self._masks(views))
+            tokens = self.student.backbone(views.student_crops, self._masks(views), wanted=self._wanted(views))
         cls: Tensor = tokens[0].cls.float()
         return cls
 
@@ -213,6 +212,11 @@ class Objective(nn.Module):
         # A distilled student sees whole pictures (paper, section 5).
         first = None if self.resolved.stage.kind == "distill" else views.masks
         return [first, None][: len(views.student_crops)]
+
+    def _wanted(self, views: Views) -> Tensor | None:
+        """The patches that anything reads: masked ones [M], unless there is a term of all patches."""
+        reads_all = self.config.gram.weight or self.config.koleo.patch_weight or self.resolved.stage.kind == "distill"
+        return None if reads_all else views.masked_indices
 
     def losses(
         self, views: Views, targets: Targets, cls_gradient: Tensor | None = None
@@ -230,7 +234,7 @@ class Objective(nn.Module):
         """
         config = self.config
         with self.autocast():
-            groups = self.student.backbone(views.student_crops, self._masks(views))
+            groups = self.student.backbone(views.student_crops, self._masks(views), wanted=self._wanted(views))
         global_tokens = groups[0]
         total = global_tokens.cls.new_zeros((), dtype=torch.float32)
         terms: dict[str, Tensor] = {}
@@ -249,7 +253,7 @@ class Objective(nn.Module):
         if targets.patches is not None and views.masks is not None:
             assert self.student.patch_head is not None
             ibot = self.student.patch_head.ibot_loss(
-                global_tokens.patches.flatten(0, 1)[views.masked_indices].float(),  # [M, D]
+                _masked(global_tokens, views),
                 targets.patches,
                 masks=views.masks,
                 temperature=config.ibot.student_temperature,
@@ -317,6 +321,12 @@ class Objective(nn.Module):
             entropy = -torch.special.xlogy(joined, joined).sum(-1).mean()
             found |= {"teacher_entropy": float(entropy), "prototype_use": self.prototype_use.update(joined)}
         return found
+
+
+def _masked(tokens: Tokens, views: Views) -> Tensor:
+    """Masked patches of the global crops, fp32 [M, D]."""
+    patches = tokens.patches if tokens.patches.ndim == 2 else tokens.patches.flatten(0, 1)[views.masked_indices]
+    return patches.float()
 
 
 def _square(tokens: Tensor) -> tuple[int, int]:

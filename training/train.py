@@ -132,13 +132,13 @@ class Stage:
         teacher = held.network if held is not None else copied
         if held is not None and resolved.stage.distill.mode == "heads":
             _check_heads(student, teacher)
+        gram = self._gram_teacher(student)
         parallel = resolved.parallel
-        objective = Objective(
-            resolved, distribute(student, world, parallel), distribute(teacher, world, parallel, is_trained=False)
-        )
-        objective.place(world)
-        if objective.gram_teacher is not None:
-            distribute(objective.gram_teacher, world, parallel, is_trained=False)
+        distribute(student, world, parallel)
+        for frozen in (teacher, gram):
+            if frozen is not None:
+                distribute(frozen, world, parallel, is_trained=False)
+        objective = Objective(resolved, student, teacher, gram).place(world)
         result = distribute(copied, world, parallel, is_trained=False) if is_distill else None
         return TrainStep(resolved, objective, world, result=result)
 
@@ -151,6 +151,17 @@ class Stage:
         twin = self._student(student.feature_map.out_features if student.feature_map is not None else None)
         twin.load_state_dict(student.state_dict())
         return twin.requires_grad_(False).eval()
+
+    def _gram_teacher(self, student: Network) -> Network | None:
+        """What patch similarities are held to: the file that is named, else the weights that the stage starts from."""
+        gram = self.resolved.objective.gram
+        if not gram.weight:
+            return None
+        network = Network(self.resolved.model, self.resolved.objective, with_heads=False)
+        network.backbone.load_state_dict(student.backbone.state_dict())
+        if gram.checkpoint is not None:
+            load_network(network, Path(gram.checkpoint), with_heads=False)
+        return network
 
     def _load_start(self, student: Network) -> None:
         """Weights that the stage starts from, where it does not start from random ones."""
