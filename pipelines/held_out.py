@@ -15,19 +15,20 @@ NAME = "held_out.parquet"
 
 # Kept by every verdict but the last; one row a picture, labelled by the photograph that it was composed from.
 _SQL = """
-    SELECT e.image_id, t.scene, d.small_object, d.small_offset, d.small_bytes
+    SELECT e.image_id, t.scene, row_number() OVER (PARTITION BY t.scene ORDER BY e.image_id) AS number,
+           d.small_object, d.small_offset, d.small_bytes
     FROM end_state e
     JOIN urls u USING (image_id)
     JOIN detections d USING (image_id)
     JOIN read_parquet(?) t ON t.line = e.line AND t.url = u.url
     WHERE e.role = 'pool' AND e.stage = 'selection' AND t.scene IS NOT NULL AND d.small_object IS NOT NULL
-    QUALIFY row_number() OVER (PARTITION BY t.scene ORDER BY e.image_id) <= 30  -- so that no scene is the best guess
+    QUALIFY number <= 30  -- so that no scene is the best guess
     ORDER BY e.image_id
 """
 
 
 def write_held_out(run: str) -> Path:
-    """Write ``RUN/held_out.parquet``: key, image (bytes, faces blurred, at most 288 px), scene.
+    """Write ``RUN/held_out.parquet``: key, image (bytes, faces blurred, at most 288 px), scene, split (train, test).
 
     Raises:
         ConfigError: the run was not made from a sample web, so nobody knows what its pictures show.
@@ -46,6 +47,7 @@ def write_held_out(run: str) -> Path:
             "key": [str(row["image_id"]) for row in rows],
             "image": pa.array(images, pa.binary()),
             "scene": [row["scene"] for row in rows],
+            "split": ["train" if row["number"] % 2 else "test" for row in rows],
         }
     )
     path = Path(run) / NAME

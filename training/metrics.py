@@ -1,7 +1,8 @@
 """What a run tells about itself: its log, the alarms that it is watched by, measures of features.
 
-``log.jsonl`` has one line a step; between them ``{"step", "alarm"}`` and ``{"step", "bad"}``. A value that is not
-finite is null. A run that goes on cuts the log where it starts, so each step is there once.
+``log.jsonl`` has one line a step, and ``{"step", "alarm"}`` between them; ``bad_samples.jsonl`` beside it names the
+pictures that could not be read. A value that is not finite is null. A run that goes on cuts both where it starts, so
+each step is there once.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from torch import Tensor
 from training.config import ConfigError, Resolved
 from training.data.samples import BadSample
 
+BAD_SAMPLES = "bad_samples.jsonl"
 MAX_SKIPPED = 10  # steps in a row without a finite loss that end the run
 STREAK = 10  # steps in a row that raise an alarm: one of them alone may be chance
 UNIFORM = 0.01  # distance of a cross-entropy to that of no knowledge (dinov2 issue 407: 8.3178 at K = 4,096)
@@ -35,19 +37,22 @@ class Log:
     """The log of a stage; a context manager.
 
     Args:
-        path: of the file; what it says of steps from ``from_step`` on is cut.
+        path: of the file; what it and ``bad_samples.jsonl`` say of steps from ``from_step`` on is cut.
         from_step: first step that will be written.
         is_main: whether this rank writes.
         tensorboard: also write scalars to ``tensorboard/`` beside it, where that package is there.
     """
 
     def __init__(self, path: Path, *, from_step: int, is_main: bool, tensorboard: bool = False) -> None:
-        self._file = None
+        self._file: TextIO | None = None
+        self._bad_file: TextIO | None = None  # opened with the first bad picture
+        self._bad_path = path.with_name(BAD_SAMPLES)
         self._board: Any = None
         if not is_main:
             return
-        if path.exists():
-            _cut(path, from_step)
+        for kept in (path, self._bad_path):
+            if kept.exists():
+                _cut(kept, from_step)
         self._file = path.open("a", encoding="utf-8")
         if tensorboard:
             self._board = _board(path.with_name("tensorboard"), from_step)
@@ -56,34 +61,37 @@ class Log:
 
     def write(self, step: int, record: Mapping[str, float]) -> None:
         """Write the values of a step."""
-        self._line({"step": step} | {name: _finite(value) for name, value in record.items()})
+        _line(self._file, {"step": step} | {name: _finite(value) for name, value in record.items()})
         if self._board is not None:
             for name, value in record.items():
                 self._board.add_scalar(name, float(value), step)
 
     def note(self, step: int, text: str) -> None:
         """Write an alarm."""
-        self._line({"step": step, "alarm": text})
+        _line(self._file, {"step": step, "alarm": text})
         if self._board is not None:
             self._board.add_text("alarm", text, step)
 
     def bad(self, step: int, sample: BadSample) -> None:
         """Write which picture could not be read."""
-        self._line({"step": step, "bad": dataclasses.asdict(sample)})
-
-    def _line(self, values: Mapping[str, Any]) -> None:
-        if self._file is not None:
-            self._file.write(json.dumps(values) + "\n")
-            self._file.flush()
+        if self._file is not None and self._bad_file is None:
+            self._bad_file = self._bad_path.open("a", encoding="utf-8")
+        _line(self._bad_file, {"step": step} | dataclasses.asdict(sample))
 
     def __enter__(self) -> Log:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for file in (self._file, self._bad_file, self._board):
+            if file is not None:
+                file.close()
+
+
+def _line(file: TextIO | None, values: Mapping[str, Any]) -> None:
+    """Append a line that is on disk even where the process is killed after it; None: of a rank that writes nothing."""
+    if file is not None:
+        file.write(json.dumps(values) + "\n")
+        file.flush()
 
 
 def _finite(value: float) -> float | None:
@@ -176,7 +184,9 @@ class Rails:
         """What is wrong with the record of a step, by a name that stays the same."""
         held: dict[str, str] = {}
         for name, value in record.items():
-            if name.startswith("rank_me") and value < max(2.0, LEAST_RANK * self._dim):
+            if name.startswith("rank_me") and not math.isfinite(value):
+                held[name] = f"{name} {value}: features of the teacher are not finite, nothing can be measured on them"
+            elif name.startswith("rank_me") and value < max(2.0, LEAST_RANK * self._dim):
                 held[name] = f"{name} {value:.1f} of {self._dim}: features lie in few directions"
         if step < self._settled:
             return held
@@ -233,8 +243,10 @@ class PrototypeUse:
 def rank_me(x: Tensor) -> float:
     """Effective rank of features [n, D]: exp of the entropy of normalised singular values (Garrido et al. 2023).
 
-    1 where all rows are alike, up to min(n, D).
+    1 where all rows are alike, up to min(n, D); NaN where a feature is not finite.
     """
+    if not x.isfinite().all():
+        return math.nan
     rows = x.double()
     square = rows.T @ rows if len(rows) > rows.shape[1] else rows @ rows.T
     values = torch.linalg.eigvalsh(square).clamp(min=0).sqrt()

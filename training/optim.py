@@ -59,9 +59,7 @@ def parameter_groups(network: nn.Module, config: OptimConfig, num_blocks: int) -
 
 def build_optimizer(groups: list[dict[str, Any]], config: OptimConfig) -> torch.optim.AdamW:
     """AdamW, whose rates and decays are set by ``apply_schedule`` before each step."""
-    is_cuda = any(parameter.is_cuda for group in groups for parameter in group["params"])
-    kernels = {"fused": True} if is_cuda else {"foreach": True}
-    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, **kernels)
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, eps=config.eps, weight_decay=0.0, fused=True)
 
 
 def apply_schedule(optimizer: torch.optim.Optimizer, at: At) -> None:

@@ -64,7 +64,11 @@ def main() -> int:
     for seed in range(options.seeds):
         trained.append(run(options.folder / f"seed{seed}", options, [f"seed={seed}"]))
         still.append(
-            run(options.folder / f"seed{seed}-rate0", options, [f"seed={seed}", "optim.lr=0", "schedule.length=1"])
+            run(
+                options.folder / f"seed{seed}-rate0",
+                options,
+                [f"seed={seed}", "optim.lr=0", "schedule.length=1", "schedule.warmup=0"],
+            )
         )
         for name, record in (("trained", trained[-1]), ("rate 0", still[-1])):
             shown = "  ".join(f"{key} {100 * record[key]:.2f}" for key in ("knn_val", "knn_val_cls", "knn_val_mean"))

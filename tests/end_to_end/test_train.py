@@ -26,7 +26,9 @@ def test_a_teacher_of_the_tars_embeds_the_pool(lab, undisturbed, tmp_path, capsy
     values = ["model.depth=2", "model.dim=48", "model.num_heads=2", "data.batch_size=8", "data.num_workers=0"]
     values += ["schedule.length=3", "schedule.warmup=1", "parallel.threads=1", f"run={run}"]
     values += [f"data.parts.smoke.location={undisturbed}/run"]
-    values += [f"evaluation.sets.scenes.train.location={undisturbed}/run/held_out.parquet"]
+    values += [
+        f"evaluation.sets.scenes.{part}.location={undisturbed}/run/held_out.parquet" for part in ("train", "test")
+    ]
     assert main(["train", "vits14_smoke", *values]) == 0
     shown = capsys.readouterr().out
     (undisturbed / "run" / "held_out.parquet").unlink()

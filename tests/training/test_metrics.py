@@ -63,16 +63,31 @@ def test_a_log_is_json_even_where_a_value_is_not_finite(tmp_path):
     path = tmp_path / "log.jsonl"
     with Log(path, from_step=0, is_main=True) as log:
         log.write(0, {"dino": math.nan, "ibot": math.inf, "is_masked": True})
-        log.bad(0, BadSample(part="web", shard="000.tar", key="7", reason="decode_corrupt"))
-    first, second = (json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines())
-    assert first == {"step": 0, "dino": None, "ibot": None, "is_masked": True}
-    assert second["bad"] == {"part": "web", "shard": "000.tar", "key": "7", "reason": "decode_corrupt"}
+    (line,) = (json.loads(line, parse_constant=pytest.fail) for line in path.read_text().splitlines())
+    assert line == {"step": 0, "dino": None, "ibot": None, "is_masked": True}
+    assert [file.name for file in tmp_path.iterdir()] == ["log.jsonl"], "no picture was bad"
+
+
+def test_bad_pictures_are_named_in_a_file_of_their_own_once_each_after_a_resume(tmp_path):
+    path, bad_path = tmp_path / "log.jsonl", tmp_path / "bad_samples.jsonl"
+    sample = BadSample(part="web", shard="000.tar", key="7", reason="decode_corrupt")
+    with Log(path, from_step=0, is_main=True) as log:
+        for step in (0, 3, 3, 5):
+            log.bad(step, sample)
+            log.write(step, {"dino": 1.0})
+        assert len(lines(bad_path)) == 4, "a line is there at once"
+    with Log(path, from_step=3, is_main=True) as log:
+        log.bad(4, sample)
+    named = {"part": "web", "shard": "000.tar", "key": "7", "reason": "decode_corrupt"}
+    assert lines(bad_path) == [{"step": 0} | named, {"step": 4} | named]
+    assert lines(path) == [{"step": 0, "dino": 1.0}]
 
 
 def test_other_ranks_write_nothing(tmp_path):
     with Log(tmp_path / "log.jsonl", from_step=0, is_main=False) as log:
         log.write(0, {"dino": 1.0})
         log.note(0, "odd")
+        log.bad(0, BadSample(part="web", shard="000.tar", key="7", reason="decode_corrupt"))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -125,6 +140,7 @@ def test_the_level_of_ibot_counts_crops_without_a_mask():
         ({"dino": 5.0, "prototype_use": 0.001}, "prototypes"),
         ({"dino": 5.0, "duplicate_pairs": 3.0}, "3 pairs"),
         ({"dino": 5.0, "rank_me_val": 2.5}, "rank_me_val 2.5 of 384"),
+        ({"dino": 5.0, "rank_me_val": math.nan}, "not finite"),
     ],
 )
 def test_each_other_collapse_is_told(record, word):
@@ -153,6 +169,8 @@ def test_rank_me_counts_equal_directions():
     for num in (1, 5, 64):
         assert rank_me(basis[:num].repeat(3, 1)) == pytest.approx(num, rel=1e-3)
     assert rank_me(torch.ones(10, 6)) == pytest.approx(1, rel=1e-3)
+    for value in (math.nan, math.inf):
+        assert math.isnan(rank_me(torch.ones(10, 6).index_fill(1, torch.tensor([2]), value)))
 
 
 def test_rank_me_is_the_formula_of_the_paper():

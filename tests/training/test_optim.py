@@ -212,7 +212,7 @@ def rank_main(rendezvous: str, rank: int, out: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_two_ranks_with_half_the_shards_each_do_what_one_process_does(tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ranks = [

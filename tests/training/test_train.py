@@ -102,7 +102,15 @@ def test_micro_batches_change_nothing(tars, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mode", "ranks"), [("ddp", 2), ("fsdp", 2), ("fsdp", 4), ("hsdp", 4)])
+@pytest.mark.parametrize(
+    ("mode", "ranks"),
+    [
+        pytest.param("ddp", 2, marks=pytest.mark.matrix),
+        ("fsdp", 2),
+        pytest.param("fsdp", 4, marks=pytest.mark.matrix),
+        ("hsdp", 4),
+    ],
+)
 def test_ranks_agree_with_one_process(tars, tmp_path, mode, ranks):
     changes = {"schedule": {"length": 4}}
     quietly(small.recipe(tars, tmp_path / "one", **changes))

@@ -5,6 +5,7 @@
 | ``knn_SET`` | top-1 accuracy of the nearest neighbours, as many as the first of ``config.k`` |
 | ``knn_SET_kK`` | of K of them, for its others |
 | ``knn_SET_READOUT`` | as the first, by the readouts that are not ``config.readout`` |
+| ``chance_SET`` | share of the most frequent class among the test pictures |
 | ``linear_ridge_SET`` | of a ridge probe on the same features |
 | ``rank_me_SET`` | effective rank of the test pictures' features; see ``metrics.rank_me`` |
 | ``linear_sgd_SET`` | of dinov2's grid of classifiers; the one that is best on held-out training pictures |
@@ -27,7 +28,7 @@ from training.config import ConfigError, EvalConfig, EvalSet, ModelConfig, ViewC
 from training.data.sources import pictures
 from training.eval.features import READOUTS, extract, read_out
 from training.eval.knn import knn_accuracy
-from training.eval.linear import NUM_BLOCKS, grid_accuracy, held_out, ridge_accuracy
+from training.eval.linear import NUM_BLOCKS, grid_accuracy, held_out_by_label, ridge_accuracy
 from training.eval.pictures import Pictures, Preparation, read_pictures
 from training.export import NETWORK, read_state
 from training.metrics import rank_me
@@ -35,6 +36,8 @@ from training.models.convert import load_backbone
 from training.models.vit import VisionTransformer
 
 MAX_WORKERS = 16
+# dinov2's eval/knn: 10, 20, 100, 200. The first one names ``knn_SET``, which is then that of training.
+FILE_K = (20, 10, 100, 200)
 
 
 class LabelledSet(NamedTuple):
@@ -66,7 +69,12 @@ def open_set(config: EvalSet, prepare: Preparation, *, num_workers: int = 0) -> 
 
 
 def labelled_set(train: Pictures, test: Pictures | None = None, *, max_test: int | None = None) -> LabelledSet:
-    """Number the labels, and hold out a fifth of ``train`` where there is no ``test``.
+    """Number the labels, and hold out a fifth of each class of ``train`` where there is no ``test``.
+
+    Args:
+        train: to learn from.
+        test: to be tested on; None: rows of ``train``.
+        max_test: of rows that are held out, test so many, spread over the classes; None: all.
 
     Raises:
         ConfigError: there are too few pictures.
@@ -78,12 +86,16 @@ def labelled_set(train: Pictures, test: Pictures | None = None, *, max_test: int
         )
     numbers = {name: number for number, name in enumerate(sorted({*train.names, *(test.names if test else ())}))}
     labels = torch.tensor([numbers[name] for name in train.names])
-    is_held = held_out(len(labels), 5) if test is None else torch.zeros(len(labels), dtype=torch.bool)
-    is_test = is_held if max_test is None else is_held & (is_held.cumsum(0) <= max_test)
+    is_train, is_test = torch.ones(len(labels), dtype=torch.bool), torch.zeros(len(labels), dtype=torch.bool)
+    if test is None:
+        rows = held_out_by_label(labels, 5)
+        is_train[rows] = False
+        num_tested = min(max_test or len(rows), len(rows))
+        is_test[rows[torch.arange(num_tested) * len(rows) // num_tested]] = True  # rows lie sorted by class
     return LabelledSet(
         train=train,
         labels=labels,
-        is_train=~is_held,
+        is_train=is_train,
         test=test,
         test_labels=labels[is_test] if test is None else torch.tensor([numbers[name] for name in test.names]),
         is_test=is_test,
@@ -137,6 +149,7 @@ class Evaluator:
                 yield ("knn", ("" if is_main else f"_{readout}") if k == config.k[0] else f"_k{k}"), accuracy
         train, test = (read_out(features, dim, config.readout) for features in (blocks, test_blocks))
         yield ("rank_me", ""), rank_me(test)
+        yield ("chance", ""), float(test_labels.bincount().max()) / len(test_labels)
         if config.linear:
             yield ("linear_ridge", ""), ridge_accuracy(train, labels, test, test_labels)
         if has_grid:
@@ -176,7 +189,7 @@ def evaluate_file(path: Path, config: EvalConfig) -> dict[str, float]:
 
     Args:
         path: ``network.safetensors`` of a stage, or ``teacher.safetensors`` with that beside it.
-        config: sets and what to measure; sizes that it leaves open are those of the training.
+        config: sets and what to measure; sizes that it leaves open are those of the training, ``k`` is ``FILE_K``.
 
     Returns:
         See ``Evaluator``; with ``config.linear`` the grid of classifiers too.
@@ -194,6 +207,9 @@ def evaluate_file(path: Path, config: EvalConfig) -> dict[str, float]:
     load_backbone(backbone, state)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     num_workers = config.num_workers or min((os.cpu_count() or 1) - 1, MAX_WORKERS)
-    config = config.model_copy(update={"num_workers": num_workers})
+    changes: dict[str, object] = {"num_workers": num_workers}
+    if "k" not in config.model_fields_set:
+        changes["k"] = FILE_K
+    config = config.model_copy(update=changes)
     views = ViewConfig.model_validate_json(metadata["views"])
     return Evaluator(config, views, with_grid=True)(backbone.to(device).eval())

@@ -5,6 +5,7 @@ Letters: n labelled pictures, m tested ones, F features, k neighbours.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -78,6 +79,11 @@ def knn_accuracy(
     train: Tensor, labels: Tensor, test: Tensor, test_labels: Tensor, *, k: Sequence[int], temperature: float,
     device: torch.device | None = None,
 ) -> dict[int, float]:  # fmt: skip
-    """Share of tested pictures whose class is right, for each k; see ``predict``. ``test_labels``: int64 [m]."""
+    """Share of tested pictures whose class is right, for each k; see ``predict``. ``test_labels``: int64 [m].
+
+    NaN where a feature is not finite: such neighbours are any, and the share would look like a measurement.
+    """
+    if not (train.isfinite().all() and test.isfinite().all()):
+        return dict.fromkeys(k, math.nan)
     found = predict(train, labels, test, k=k, temperature=temperature, device=device)
     return {number: float((classes == test_labels).double().mean()) for number, classes in found.items()}

@@ -27,6 +27,27 @@ def held_out(num: int, share: int, seed: int = 0) -> Tensor:
     return order < min(max(num // share, 1), max(num - 1, 0))
 
 
+def held_out_by_label(labels: Tensor, share: int, seed: int = 0) -> Tensor:
+    """Row numbers that are held out, sorted by class; always the same ones, and as many as by ``held_out``.
+
+    Each class gives one in ``share`` of its rows, rounded up or down: no class of two rows or more goes whole.
+
+    Args:
+        labels: int64 [n].
+        share: at least 2.
+        seed: of the order of rows within a class.
+
+    Returns:
+        int64 [max(n // share, 1)], none for n < 2.
+    """
+    num = len(labels)
+    if num < 2:
+        return torch.zeros(0, dtype=torch.long)
+    order = torch.randperm(num, generator=torch.Generator().manual_seed(seed))
+    by_class = order[labels[order].argsort(stable=True)]
+    return by_class[min(share, num) - 1 :: share]
+
+
 # Ridge
 
 
@@ -38,7 +59,12 @@ def ridge_accuracy(train: Tensor, labels: Tensor, test: Tensor, test_labels: Ten
         labels: int64 [n].
         test: features [m, F].
         test_labels: int64 [m].
+
+    Returns:
+        Share of tested pictures whose class is right; NaN where a feature is not finite.
     """
+    if not (train.isfinite().all() and test.isfinite().all()):
+        return math.nan
     num_classes = int(torch.cat([labels, test_labels]).max()) + 1
     held = held_out(len(train), 5)
     fitted = _Ridge(train[~held], labels[~held], num_classes)
@@ -111,7 +137,12 @@ def grid_accuracy(
         num_steps: of SGD; None: dinov2's, but ``MAX_PASSES`` over ``train`` at most.
         batch_size: pictures a step.
         device: where to compute; None: where ``train`` lies.
+
+    Returns:
+        Accuracies, and which classifier was chosen; NaN and none where a feature is not finite.
     """
+    if not (train.isfinite().all() and test.isfinite().all()):
+        return GridResult(math.nan, math.nan, "none")
     device = device or train.device
     num_classes = int(torch.cat([labels, test_labels]).max()) + 1
     held = held_out(len(train), 10)

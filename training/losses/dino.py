@@ -14,7 +14,7 @@ from training.losses.prototypes import chunked_cross_entropy
 
 
 class DinoTerms(NamedTuple):
-    """Scalars; ``total`` is the mean over all pairs, the others are its two shares."""
+    """Scalars; ``total`` is the mean over all pairs, the others are its two shares, detached."""
 
     global_: Tensor
     local: Tensor
@@ -42,25 +42,17 @@ def dino_loss(
     num_pictures = len(targets) // 2
     num_pairs = num_pictures * (2 + 2 * num_locals)
     first, second = targets.chunk(2)
-    of_globals = z.new_full((2 * num_pictures,), 1 / num_pairs)
-    global_ = chunked_cross_entropy(
-        z[: 2 * num_pictures],
+    number = torch.arange(num_pictures, device=z.device)
+    of_globals = [number, num_pictures + number]  # rows of what is stacked below
+    of_locals = [2 * num_pictures + number] * num_locals
+    loss = chunked_cross_entropy(
+        z,
         weight,
-        torch.cat([second, first]),
+        torch.cat([second, first, first + second] if num_locals else [second, first]),
         temperature=temperature,
-        weights=of_globals,
+        weights=z.new_full((len(z),), 1 / num_pairs),
+        index=torch.cat(of_globals + of_locals),
         chunk=chunk,
     )
-    local = global_ * 0
-    if num_locals:
-        both = first + second
-        per_local = torch.split(z[2 * num_pictures :], num_pictures)
-        local = torch.stack(
-            [
-                chunked_cross_entropy(
-                    rows, weight, both, temperature=temperature, weights=of_globals[:num_pictures], chunk=chunk
-                )
-                for rows in per_local
-            ]
-        ).sum()
-    return DinoTerms(global_, local, global_ + local)
+    global_, local = torch.split(loss.rows, [2 * num_pictures, num_locals * num_pictures])
+    return DinoTerms(global_.sum(), local.sum(), loss.total)

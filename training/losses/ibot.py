@@ -27,4 +27,4 @@ def ibot_loss(z: Tensor, weight: Tensor, targets: Tensor, *, masks: Tensor, temp
     counts = masks.sum(1)  # [C]
     weights = (counts.clamp(min=1) * len(masks)).float().reciprocal()
     per_patch = weights[:, None].expand_as(masks)[masks]  # [M]
-    return chunked_cross_entropy(z, weight, targets, temperature=temperature, weights=per_patch, chunk=chunk)
+    return chunked_cross_entropy(z, weight, targets, temperature=temperature, weights=per_patch, chunk=chunk).total

@@ -17,8 +17,8 @@ def koleo(x: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
 
     for i: nn = argmax_{j != i} <x_i, x_j>;  loss -= log(|x_i - x_nn + 1e-8| + 1e-8) / n
 
-    Always in fp32: in fp16 the 1e-8 is nothing, and a duplicate is infinite. In fp32 each exact duplicate costs
-    at most ln(1e8) = 18.42.
+    Always in fp32: in fp16 the 1e-8 is nothing, and a duplicate is infinite. In fp32 an exact duplicate costs at most
+    ln(1e8) = 18.42, and it pulls at nothing: the gradient of three equal rows would be a million times that of others.
 
     Args:
         x: [n, D], not normalised.
@@ -40,7 +40,9 @@ def koleo(x: Tensor, *, group: dist.ProcessGroup | None = None) -> Tensor:
             similarity = mine @ rows.T  # [n, n of all ranks]
             similarity[torch.arange(len(mine)), torch.arange(first, first + len(mine))] = -2
             nearest = similarity.argmax(1)
-        distance = torch.linalg.vector_norm(mine - rows[nearest] + _EPS, dim=-1)
+        apart = mine - rows[nearest]
+        apart = torch.where((apart == 0).all(-1, keepdim=True), apart.detach(), apart)
+        distance = torch.linalg.vector_norm(apart + _EPS, dim=-1)
         loss: Tensor = -(distance + _EPS).log().mean()
         return loss
 

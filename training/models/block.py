@@ -10,6 +10,7 @@ attention runs per group, whose crops are of one size. No mask is ever built.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ Sizes = Sequence[tuple[int, int]]  # (C, T) of each group
 
 
 class LayerScale(nn.Module):
-    """A learned gain for each channel of a residual (Touvron et al. 2021)."""
+    """A learned gain for each channel of a residual (Touvron et al. 2021); ``_linear`` applies it."""
 
     def __init__(self, dim: int, initial: float) -> None:
         super().__init__()
@@ -35,9 +36,41 @@ class LayerScale(nn.Module):
         """Back to the initial gain."""
         nn.init.constant_(self.gamma, self.initial)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, D] to [R, D]."""
-        return rows * self.gamma
+
+def _linear(rows: Tensor, layer: nn.Linear, gain: Tensor | None) -> Tensor:
+    """Rows [R, F] through a linear layer and a gain [D] to [R, D].
+
+    In training the gain scales the weights and not the rows, so that rows without gain are not kept for its gradient;
+    otherwise as the formula has it, rounding included.
+    """
+    if gain is None or torch.is_grad_enabled():
+        return F.linear(rows, *_scaled(layer, gain))
+    return F.linear(rows, layer.weight, layer.bias) * gain
+
+
+def _scaled(layer: nn.Linear, gain: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Weight [D, F] and bias [D] of a linear layer that a gain [D] follows."""
+    if gain is None:
+        return layer.weight, layer.bias
+    return layer.weight * gain[:, None], layer.bias * gain
+
+
+class _GeluLinear(torch.autograd.Function):
+    """A linear layer of gelu(x); keeps x alone for the backward pass, which makes gelu(x) again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        """[R, F], [D, F], [D] to [R, D]."""
+        ctx.save_for_backward(x, weight)
+        return F.linear(F.gelu(x), weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Of x, weight and bias."""
+        x, weight = ctx.saved_tensors
+        (gradient,) = gradients
+        by_weight = gradient.T @ F.gelu(x)
+        return torch.ops.aten.gelu_backward(gradient @ weight, x), by_weight, gradient.sum(0)
 
 
 class Mlp(nn.Module):
@@ -47,12 +80,17 @@ class Mlp(nn.Module):
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden_dim)
         self.fc2 = nn.Linear(hidden_dim, dim)
-        self.act: nn.Module = {"gelu": nn.GELU, "relu": nn.ReLU}[activation]()
+        self.activation = activation
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, D] to [R, D]."""
-        hidden: Tensor = self.act(self.fc1(rows))  # [R, F]
-        out: Tensor = self.fc2(hidden)
+    def forward(self, rows: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Rows [R, D], and a gain [D] of what comes out, to [R, D]."""
+        hidden: Tensor = self.fc1(rows)  # [R, F]
+        if self.activation == "relu" or not torch.is_grad_enabled():
+            act = F.relu if self.activation == "relu" else F.gelu
+            return _linear(act(hidden), self.fc2, gain)
+        # in the precision of fc1: an autograd function is not cast under autocast
+        weight, bias = (part.to(hidden.dtype) for part in _scaled(self.fc2, gain))
+        out: Tensor = _GeluLinear.apply(hidden, weight, bias)
         return out
 
 
@@ -64,11 +102,10 @@ class SwiGlu(nn.Module):
         self.w12 = nn.Linear(dim, 2 * hidden_dim)
         self.w3 = nn.Linear(hidden_dim, dim)
 
-    def forward(self, rows: Tensor) -> Tensor:
-        """Rows [R, D] to [R, D]."""
+    def forward(self, rows: Tensor, gain: Tensor | None = None) -> Tensor:
+        """Rows [R, D], and a gain [D] of what comes out, to [R, D]."""
         gate, value = self.w12(rows).chunk(2, dim=-1)  # [R, F] each
-        out: Tensor = self.w3(F.silu(gate) * value)
-        return out
+        return _linear(F.silu(gate) * value, self.w3, gain)
 
 
 def hidden_dim(config: ModelConfig) -> int:
@@ -101,30 +138,38 @@ class Attention(nn.Module):
         if kind == "varlen":
             _check_varlen()
 
-    def forward(self, rows: Tensor, sizes: Sizes) -> Tensor:
-        """Rows [R, D] to [R, D].
+    def forward(
+        self, rows: Tensor, sizes: Sizes, *, gain: Tensor | None = None, wanted: Tensor | None = None
+    ) -> Tensor:
+        """Rows [R, D] to [R, D], or to [W, D].
 
         Args:
             rows: tokens of all crops of all groups, one after the other.
             sizes: (C, T) of each group.
+            gain: [D], of what comes out.
+            wanted: int64 [W], the rows that are asked for; None: all.
         """
         qkv: Tensor = self.qkv(rows).view(len(rows), 3, self.num_heads, -1)  # [R, 3, H, D / H]
+        mixed = self._mixed(qkv, sizes).flatten(1)  # [R, D]
+        return _linear(mixed if wanted is None else mixed[wanted], self.proj, gain)
+
+    def _mixed(self, qkv: Tensor, sizes: Sizes) -> Tensor:
+        """[R, 3, H, D / H] to [R, H, D / H]."""
         if self.kind == "varlen":
-            return self._project(_varlen(qkv, sizes))
+            return _varlen(qkv, sizes)
         attend = _plain if self.kind == "plain" else _sdpa
         mixed = [
             attend(group.view(*size, *group.shape[1:])) for group, size in zip(_split(qkv, sizes), sizes, strict=True)
         ]
-        return self._project(_joined([group.flatten(0, 1) for group in mixed]))
-
-    def _project(self, mixed: Tensor) -> Tensor:
-        """Heads [R, H, D / H] to rows [R, D]."""
-        out: Tensor = self.proj(mixed.flatten(1))
-        return out
+        return _joined([group.flatten(0, 1) for group in mixed])
 
 
 def _sdpa(qkv: Tensor) -> Tensor:
     """[C, T, 3, H, D / H] to [C, T, H, D / H]."""
+    if qkv.device.type == "cpu" and qkv.dtype in HALVES:
+        # on CPUs the backward pass in half precision is several times slower than in full
+        with torch.autocast("cpu", enabled=False):
+            return _sdpa(qkv.float()).to(qkv.dtype)
     query, key, value = qkv.permute(2, 0, 3, 1, 4)  # [C, H, T, D / H] each
     return F.scaled_dot_product_attention(query, key, value).transpose(1, 2)
 
@@ -187,33 +232,45 @@ class Block(nn.Module):
         )
         self.ls2 = _layer_scale(config)
 
-    def forward(self, groups: Sequence[Tensor]) -> list[Tensor]:
-        """Groups of crops [C, T, D], each group with its own C and T, to the same."""
-        halfway = self._add(groups, self._attend)
-        return self._add(halfway, self._feed)
+    def forward(self, groups: Sequence[Tensor], wanted: Tensor | None = None) -> list[Tensor]:
+        """Groups of crops [C, T, D], each group with its own C and T, to the same.
 
-    def _attend(self, rows: Tensor, sizes: Sizes) -> Tensor:
-        out: Tensor = self.ls1(self.attn(self.norm1(rows), sizes))
+        Args:
+            groups: tokens.
+            wanted: int64 [W], which of all R tokens are asked for. All are looked at, only these go through what comes
+                after attention (with stochastic depth all still do), and one tensor [W, D] comes out. None: all.
+        """
+        if self.training and self.drop_path > 0:
+            outputs = self._add_to_some(self._add_to_some(groups, self._attend), self._feed)
+            return outputs if wanted is None else [_joined([group.flatten(0, 1) for group in outputs])[wanted]]
+        sizes = [(group.shape[0], group.shape[1]) for group in groups]
+        rows = _joined([group.flatten(0, 1) for group in groups])  # [R, D]
+        attended = self._attend(rows, sizes, wanted)
+        rows = (rows if wanted is None else rows[wanted]) + attended
+        rows = rows + self._feed(rows, sizes)
+        if wanted is not None:
+            return [rows]
+        return [part.view(*size, -1) for part, size in zip(_split(rows, sizes), sizes, strict=True)]
+
+    def _attend(self, rows: Tensor, sizes: Sizes, wanted: Tensor | None = None) -> Tensor:
+        out: Tensor = self.attn(self.norm1(rows), sizes, gain=_gain(self.ls1), wanted=wanted)
         return out
 
     def _feed(self, rows: Tensor, sizes: Sizes) -> Tensor:
-        out: Tensor = self.ls2(self.mlp(self.norm2(rows)))
+        out: Tensor = self.mlp(self.norm2(rows), _gain(self.ls2))
         return out
 
-    def _add(self, groups: Sequence[Tensor], residual: Callable[[Tensor, Sizes], Tensor]) -> list[Tensor]:
-        """Add a residual to each group; in training only that of a random subset of its crops (stochastic depth).
+    def _add_to_some(self, groups: Sequence[Tensor], residual: Callable[[Tensor, Sizes], Tensor]) -> list[Tensor]:
+        """Add to each group the residual of a random subset of its crops (stochastic depth).
 
         The subset is small enough to save time, and its residuals are scaled up, so that the sum is right on average
         (Oquab et al. 2023, section 5).
         """
-        is_dropped = self.training and self.drop_path > 0
-        kept = [_subset(group, self.drop_path) for group in groups] if is_dropped else None
-        inputs = [group[index] for group, index in zip(groups, kept, strict=True)] if kept else groups
+        kept = [_subset(group, self.drop_path) for group in groups]
+        inputs = [group[index] for group, index in zip(groups, kept, strict=True)]
         sizes = [(group.shape[0], group.shape[1]) for group in inputs]
         rows = residual(_joined([group.flatten(0, 1) for group in inputs]), sizes)  # [R, D]
         residuals = [part.view(*size, -1) for part, size in zip(_split(rows, sizes), sizes, strict=True)]
-        if kept is None:
-            return [group + part for group, part in zip(groups, residuals, strict=True)]
         return [
             torch.index_add(group, 0, index, part.to(group.dtype), alpha=len(group) / len(index))
             for group, index, part in zip(groups, kept, residuals, strict=True)
@@ -222,6 +279,10 @@ class Block(nn.Module):
 
 def _layer_scale(config: ModelConfig) -> nn.Module:
     return nn.Identity() if config.layerscale is None else LayerScale(config.shape[0], config.layerscale)
+
+
+def _gain(layer_scale: nn.Module) -> Tensor | None:
+    return layer_scale.gamma if isinstance(layer_scale, LayerScale) else None
 
 
 def _subset(group: Tensor, drop_path: float) -> Tensor:

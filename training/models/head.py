@@ -42,7 +42,8 @@ class Prototypes(nn.Module):
         """[K, Z]."""
         if self.gain == "none":
             return self.weight
-        return self.weight_g * F.normalize(self.weight_v, dim=-1, eps=1e-12)
+        # one operation, which keeps nothing of this size besides its result; F.normalize and a product keep two
+        return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
 
 class ProjectionHead(nn.Module):

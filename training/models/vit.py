@@ -21,7 +21,7 @@ class Tokens(NamedTuple):
 
     cls: Tensor  # [C, D]
     registers: Tensor  # [C, R, D]
-    patches: Tensor  # [C, N, D]
+    patches: Tensor  # [C, N, D]; [M, D] where only some were asked for
 
 
 class PatchEmbed(nn.Module):
@@ -85,12 +85,20 @@ class VisionTransformer(nn.Module):
             elif isinstance(module, (nn.Conv2d, nn.LayerNorm, LayerScale)):
                 module.reset_parameters()
 
-    def forward(self, crops: Sequence[Tensor], masks: Sequence[Tensor | None] | None = None) -> list[Tokens]:
+    def forward(
+        self,
+        crops: Sequence[Tensor],
+        masks: Sequence[Tensor | None] | None = None,
+        *,
+        wanted: Tensor | None = None,
+    ) -> list[Tokens]:
         """Tokens of groups of crops, packed: see ``block``.
 
         Args:
             crops: groups, each float [C, 3, H, W], normalised, with its own C, H, W.
             masks: for each group bool [C, N], true where a patch is hidden; or None.
+            wanted: int64 [M], into [C N] of the first group: the only patches to come out, as [M, D]; of other groups,
+                and of registers, none does. Most of the last block is then left out for all others. None: all tokens.
 
         Returns:
             For each group its tokens, after the final norm.
@@ -99,9 +107,29 @@ class VisionTransformer(nn.Module):
             ValueError: a side is no multiple of the patch's, or there is not one mask a group.
         """
         groups = self._embed(crops, masks)
-        for block in self.blocks:
+        *blocks, last = self.blocks
+        for block in blocks:
             groups = block(groups)
-        return [self._tokens(group) for group in groups]
+        if wanted is None:
+            return [self._tokens(group) for group in last(groups)]
+        rows = last(groups, self._places(groups, wanted))[0]  # [M + C of all groups, D]
+        patches, *classes = torch.split(rows, [len(wanted), *(len(group) for group in groups)])
+        none = rows[:0]
+        return [
+            Tokens(self.norm(cls), none[:, None], self.norm(patches) if i == 0 else none)
+            for i, cls in enumerate(classes)
+        ]
+
+    def _places(self, groups: Sequence[Tensor], wanted: Tensor) -> Tensor:
+        """Among the tokens of all groups [C, T, D]: those patches of the first, then all class tokens."""
+        start, length = 1 + self.config.num_registers, groups[0].shape[1]
+        num_patches = length - start
+        places = [wanted // num_patches * length + start + wanted % num_patches]
+        begin = 0
+        for group in groups:
+            places.append(begin + torch.arange(len(group), device=wanted.device) * group.shape[1])
+            begin += group.shape[0] * group.shape[1]
+        return torch.cat(places)
 
     def intermediate(self, images: Tensor, num_blocks: int) -> list[Tokens]:
         """What the last blocks put out, each through the final norm, the last block last.

@@ -52,7 +52,7 @@ def resolved(folder: Path, **changes: object) -> Resolved:
             "shuffle_shards": 2,
             "num_workers": 0,
         },
-        "schedule": {"length": 9},
+        "schedule": {"length": 9, "warmup": 0},
     }
     return TrainRecipe.model_validate(lay_over(values, changes)).resolved("pretrain")
 

@@ -1,6 +1,8 @@
 """Measurements of backbones on labelled pictures that are read from disk."""
 
+import copy
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,8 +14,9 @@ from tests.training import small_training as small
 from training.config import ConfigError, EvalConfig, TrainRecipe
 from training.data.tars import TarWriter
 from training.eval import linear
-from training.eval.evaluate import Evaluator, evaluate_file
+from training.eval.evaluate import Evaluator, evaluate_file, labelled_set
 from training.eval.features import extract, read_out
+from training.eval.pictures import Pictures
 from training.export import NETWORK, TEACHER, write_network
 from training.models.network import Network
 
@@ -54,17 +57,29 @@ def test_a_fifth_is_held_out_where_there_is_no_test_set(tars, trained):
     found = evaluator(network.backbone)
     assert set(found) == {f"knn_made{kind}" for kind in ("", "_k1", "_mean", "_cls_mean")} | {
         "rank_me_made",
+        "chance_made",
         "bad_made",
     }
     assert found["bad_made"] == 1
     labelled = evaluator.sets["made"]
     assert len(labelled.labels) == 48
-    held = linear.held_out(48, 5)
+    held = ~labelled.is_train
+    assert torch.equal(held, labelled.is_test)
+    assert sorted(linear.held_out_by_label(labelled.labels, 5).tolist()) == held.nonzero().flatten().tolist()
+    assert found["chance_made"] == pytest.approx(float(labelled.labels[held].bincount().max()) / int(held.sum()))
     blocks = extract(network.backbone, labelled.train.prepared(), views=resolved.views, batch_size=48)
     features = read_out(blocks, network.backbone.dim, "cls").double()
     theirs = KNeighborsClassifier(5, algorithm="brute", metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07))
     theirs.fit(features[~held].numpy(), labelled.labels[~held].numpy())
     assert found["knn_made"] == pytest.approx(theirs.score(features[held].numpy(), labelled.labels[held].numpy()))
+
+
+def test_rows_that_are_tested_are_spread_over_the_classes_of_a_sorted_set():
+    names = [f"{number // 20:02}" for number in range(200)]  # 10 classes, one after another, as folders lie
+    whole, some = (labelled_set(Pictures(names, lambda: iter([]), 0), max_test=limit) for limit in (None, 10))
+    assert whole.test_labels.bincount().tolist() == [4] * 10
+    assert some.test_labels.bincount().tolist() == [1] * 10
+    assert torch.equal(some.is_train, whole.is_train), "what is not tested is not learned from either"
 
 
 def test_readouts_give_what_they_give_when_they_are_asked_for(tars, trained):
@@ -111,6 +126,26 @@ def test_a_file_is_measured_as_the_network_in_it(tars, trained, name, monkeypatc
     assert {key: found[key] for key in plain} == pytest.approx(plain, abs=1e-4)
     assert set(found) - set(plain) == {"linear_sgd_made", "linear_sgd_best_made"}
     assert all(0 <= found[f"linear_sgd{kind}_made"] <= 1 for kind in ("", "_best"))
+
+
+def test_a_file_is_measured_with_all_of_dinov2s_numbers_of_neighbours(tars, trained, monkeypatch):
+    monkeypatch.setattr("os.cpu_count", lambda: 1)
+    _, _, folder = trained
+    part = {"kind": "tars", "location": f"{tars}/*.tar"}
+    found = evaluate_file(folder / NETWORK, EvalConfig.model_validate({"sets": {"made": {"train": part}}}))
+    assert {key for key in found if key.startswith("knn_made")} == {
+        f"knn_made{kind}" for kind in ("", "_k10", "_k100", "_k200", "_mean", "_cls_mean")
+    }
+    assert found["knn_made_k100"] == found["knn_made_k200"], "there are 39 pictures to learn from"
+
+
+def test_a_network_that_broke_is_measured_as_nan_and_does_not_end_the_run(tars, trained):
+    resolved, network, _ = trained
+    broken = copy.deepcopy(network.backbone)
+    with torch.no_grad():
+        broken.norm.weight[0] = math.nan
+    found = Evaluator(evaluation(tars, linear=True), resolved.views)(broken)
+    assert all(math.isnan(value) for name, value in found.items() if not name.startswith(("bad", "chance")))
 
 
 def test_weights_that_do_not_say_what_they_are_are_refused(tars, trained, tmp_path):

@@ -1,5 +1,7 @@
 """Neighbours against scikit-learn's brute force."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -49,6 +51,16 @@ def test_a_low_temperature_does_not_overflow():
     (train, labels), (test, _) = made(0), made(1)
     cold, single = (predict(train, labels, test, k=(k,), temperature=1e-4)[k] for k in (20, 1))
     assert (cold == single).float().mean() > 0.99
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_not_measured(value):
+    (train, labels), (test, test_labels) = made(0), made(1)
+    broken = train.clone()
+    broken[3, 2] = value
+    for pair in ((broken, test), (train, broken)):
+        found = knn_accuracy(pair[0], labels, pair[1], test_labels, k=(20, 1), temperature=0.07)
+        assert all(math.isnan(accuracy) for accuracy in found.values())
 
 
 def test_neighbours_are_found_in_parts_as_at_once(monkeypatch):

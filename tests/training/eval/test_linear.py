@@ -8,7 +8,7 @@ import torch
 from sklearn.linear_model import Ridge
 
 from training.eval import linear
-from training.eval.linear import RATES, _Probes, _Ridge, grid_accuracy, held_out, ridge_accuracy
+from training.eval.linear import RATES, _Probes, _Ridge, grid_accuracy, held_out, held_out_by_label, ridge_accuracy
 
 
 def made(seed: int, num: int = 400, num_classes: int = 5, dim: int = 20, noise: float = 1.0):
@@ -48,6 +48,37 @@ def test_held_out_rows_are_a_fifth_and_always_the_same():
     assert held_out(100, 5).sum() == 20
     assert torch.equal(held_out(100, 5), held_out(100, 5))
     assert [int(held_out(num, 5).sum()) for num in (1, 2, 3)] == [0, 1, 1]
+
+
+def test_each_class_gives_its_fifth():
+    labels = torch.tensor([0] * 50 + [1] * 3 + [2] * 2 + [3] * 12)[torch.randperm(67)]
+    rows = held_out_by_label(labels, 5)
+    assert len(rows) == len(set(rows.tolist())) == 13
+    for name, num in zip(*(values.tolist() for values in labels.unique(return_counts=True)), strict=True):
+        assert num // 5 <= int((labels[rows] == name).sum()) <= -(-num // 5)
+    assert torch.equal(labels[rows], labels[rows].sort().values), "sorted by class"
+    assert torch.equal(rows, held_out_by_label(labels, 5)), "always the same ones"
+    assert not torch.equal(rows, held_out_by_label(labels, 5, seed=1))
+    assert [len(held_out_by_label(torch.zeros(num, dtype=torch.long), 5)) for num in (0, 1, 2, 9, 10)] == [
+        0,
+        0,
+        1,
+        1,
+        2,
+    ]
+
+
+def test_no_class_of_two_pictures_is_held_out_whole():
+    labels = torch.arange(40) // 2
+    held = labels[held_out_by_label(labels, 5)]
+    assert len(held.unique()) == len(held) == 8
+
+
+def test_features_that_are_not_finite_are_not_measured():
+    (train, labels), (test, test_labels) = made(0, dim=18), made(1, dim=18)
+    test[0, 0] = math.inf
+    assert math.isnan(ridge_accuracy(train, labels, test, test_labels))
+    assert math.isnan(grid_accuracy(train, labels, test, test_labels, dim=6, num_steps=1).accuracy)
 
 
 def test_probes_side_by_side_are_what_torch_trains_one_by_one():

@@ -40,7 +40,7 @@ def test_chunks_change_neither_loss_nor_gradients(chunk):
     torch.manual_seed(0)
     z, weight = (torch.randn(n, 5, dtype=torch.float64, requires_grad=True) for n in (7, 11))
     targets, weights = torch.rand(7, 11, dtype=torch.float64), torch.rand(7, dtype=torch.float64)
-    loss = chunked_cross_entropy(z, weight, targets, temperature=0.1, weights=weights, chunk=chunk)
+    loss = chunked_cross_entropy(z, weight, targets, temperature=0.1, weights=weights, chunk=chunk).total
     twin = -((targets * (z @ weight.T / 0.1).log_softmax(-1)).sum(-1) * weights).sum()
     close(loss, twin)
     for mine, other in zip(
@@ -48,13 +48,31 @@ def test_chunks_change_neither_loss_nor_gradients(chunk):
     ):
         close(mine, other)
     assert torch.autograd.gradcheck(
-        lambda a, b: chunked_cross_entropy(a, b, targets, temperature=0.5, weights=weights, chunk=chunk), (z, weight)
+        lambda a, b: chunked_cross_entropy(a, b, targets, temperature=0.5, weights=weights, chunk=chunk).total,
+        (z, weight),
     )
+
+
+def test_rows_may_share_targets_and_their_losses_sum_to_the_total():
+    z, weight, targets = torch.randn(7, 5), torch.randn(11, 5), torch.rand(3, 11)
+    index = torch.tensor([2, 0, 0, 1, 2, 2, 0])
+    found = chunked_cross_entropy(z, weight, targets, temperature=0.1, index=index, chunk=2)
+    expected = -(targets[index] * (z @ weight.T / 0.1).log_softmax(-1)).sum(-1) / 7
+    close(found.rows, expected)
+    close(found.total, expected.sum())
+
+
+def test_a_graph_that_is_kept_gives_the_same_gradients_again():
+    z, weight = torch.randn(4, 3, requires_grad=True), torch.randn(6, 3, requires_grad=True)
+    loss = chunked_cross_entropy(z, weight, torch.rand(4, 6), temperature=0.1, chunk=2).total * 3
+    first = torch.autograd.grad(loss, (z, weight), retain_graph=True)
+    for one, other in zip(first, torch.autograd.grad(loss, (z, weight)), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_no_rows_give_a_differentiable_zero():
     z, weight = torch.randn(0, 4, requires_grad=True), torch.randn(6, 4, requires_grad=True)
-    loss = chunked_cross_entropy(z, weight, torch.randn(0, 6), temperature=0.1, chunk=4)
+    loss = chunked_cross_entropy(z, weight, torch.randn(0, 6), temperature=0.1, chunk=4).total
     loss.backward()
     assert loss == 0
     assert not weight.grad.any()
@@ -62,7 +80,7 @@ def test_no_rows_give_a_differentiable_zero():
 
 def test_logits_of_ten_thousand_stay_finite():
     z, weight = torch.full((2, 1), 1e4, requires_grad=True), torch.tensor([[1.0], [-1.0], [0.5]], requires_grad=True)
-    loss = chunked_cross_entropy(z, weight, torch.eye(3)[:2], temperature=0.1, chunk=8)
+    loss = chunked_cross_entropy(z, weight, torch.eye(3)[:2], temperature=0.1, chunk=8).total
     loss.backward()
     assert torch.isfinite(loss)
     assert torch.isfinite(z.grad).all()
@@ -150,6 +168,18 @@ def test_a_row_far_below_the_largest_does_not_vanish():
     close(sinkhorn(logits, temperature=0.1).double(), in_logs(logits, 0.1), atol=1e-5)
 
 
+@pytest.mark.parametrize("offset", [-3.4, -4.0, -1e4])
+def test_a_prototype_far_below_the_others_gets_its_share(offset):
+    torch.manual_seed(6)
+    logits = torch.randn(16, 24) * 0.2
+    shifted = logits.clone()
+    shifted[:, 7] += offset
+    found = sinkhorn(shifted, temperature=0.04)
+    close(found.double(), in_logs(shifted, 0.04), atol=2e-5 if offset < -100 else 1e-6)
+    if offset > -100:  # -1e4 itself rounds the logits that it is added to
+        close(found, sinkhorn(logits, temperature=0.04), atol=1e-4)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(1, 12), st.integers(2, 20), st.floats(-100, 100), st.integers(0, 2**31))
 def test_sinkhorn_rows_sum_to_one_and_a_shift_of_all_logits_changes_nothing(rows, prototypes, shift, seed):
@@ -196,6 +226,18 @@ def test_a_duplicate_costs_what_it_can_at_most_and_no_more(dtype):
     apart = koleo(torch.cat([x[:1], x[2:3], x[4:]]).detach())
     assert loss < math.log(1e8) * 2 / 6 + 3 * abs(apart)
     assert duplicate_pairs(x) == 1
+
+
+@pytest.mark.parametrize("copies", [2, 3, 4])
+def test_equal_rows_pull_at_nothing(copies):
+    torch.manual_seed(7)
+    x = torch.randn(8, 16)
+    alone = x.clone().requires_grad_()
+    koleo(alone).backward()
+    x[1:copies] = x[:1]
+    x.requires_grad_()
+    koleo(x).backward()
+    assert x.grad.abs().max() < 10 * alone.grad.abs().max()
 
 
 def test_koleo_of_one_picture_is_zero():

@@ -115,6 +115,37 @@ def test_half_precision_stays_near_full_precision_and_trains(name: str, attentio
     assert all(parameter.grad.isfinite().all() for parameter in model.parameters())
 
 
+@pytest.mark.parametrize("drop_path", [0.0, 0.4])
+@pytest.mark.parametrize("name", BACKBONES)
+def test_wanted_patches_are_those_of_all_tokens_and_so_are_gradients(name: str, drop_path: float):
+    model = backbone(name, drop_path=drop_path)
+    pruned = copy.deepcopy(model)
+    indices = MASKS[0].flatten().nonzero().flatten()
+    torch.manual_seed(0)
+    full = model(CROPS, MASKS)
+    torch.manual_seed(0)
+    spared = pruned(CROPS, MASKS, wanted=indices)
+    expected = [full[0].patches.flatten(0, 1)[indices], *(tokens.cls for tokens in full)]
+    found = [spared[0].patches, *(tokens.cls for tokens in spared)]
+    assert all(not tokens.registers.numel() for tokens in spared)
+    assert not spared[1].patches.numel()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    MADE["readout"](expected).backward()
+    MADE["readout"](found).backward()
+    for (key, parameter), other in zip(model.named_parameters(), pruned.parameters(), strict=True):
+        torch.testing.assert_close(other.grad, parameter.grad, atol=5e-5, rtol=1e-5, msg=key)
+
+
+def test_no_wanted_patch_leaves_class_tokens():
+    model = backbone("registers").eval()
+    none = torch.zeros(0, dtype=torch.int64)
+    full, spared = model(CROPS), model(CROPS, wanted=none)
+    assert spared[0].patches.shape == (0, MADE["DIM"])
+    for one, other in zip(spared, full, strict=True):
+        torch.testing.assert_close(one.cls, other.cls, atol=1e-5, rtol=0)
+
+
 def test_hidden_patches_do_not_matter_but_their_places_do():
     model = backbone("plain")
     other = [crops + 10 * mask_px(mask, crops) for crops, mask in zip(CROPS, MASKS, strict=True)]
@@ -182,6 +213,12 @@ def test_each_block_compiles_as_one_graph_and_computes_the_same(drop_path: float
     assert_same(*results, atol=1e-5)
     for parameter, other in zip(model.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(parameter.grad, other.grad, atol=1e-4, rtol=1e-4)
+    for wanted in (torch.tensor([2, 0, 3]), torch.tensor([1]), torch.arange(5)):
+        pair = []
+        for each in (model, compiled):
+            torch.manual_seed(0)
+            pair.append(each(CROPS, MASKS, wanted=wanted))
+        assert_same(*pair, atol=1e-5)
 
 
 def test_activation_checkpointing_draws_the_same_subsets_again():
@@ -223,3 +260,5 @@ def test_sharded_blocks_compute_the_same(mesh):
     for (name, parameter), other in zip(model.named_parameters(), sharded.parameters(), strict=True):
         torch.testing.assert_close(other.grad.full_tensor(), parameter.grad, atol=1e-5, rtol=1e-5, msg=name)
     assert_same(model.intermediate(CROPS[0], 2), sharded.intermediate(CROPS[0], 2), 1e-6)
+    wanted = torch.tensor([1, 5])
+    assert_same(model(CROPS, MASKS, wanted=wanted), sharded(CROPS, MASKS, wanted=wanted), 1e-6)
