@@ -1,4 +1,4 @@
-"""From tars to a teacher and back: train on a run, embed its pool with the result."""
+"""From tars to a teacher that the curation side opens by name."""
 
 import pandas as pd
 import pytest
@@ -21,7 +21,7 @@ def test_held_out_pictures_are_kept_and_not_chosen(undisturbed):
     assert (found.image.str.len() > 100).all()
 
 
-def test_a_teacher_of_the_tars_embeds_the_pool(lab, undisturbed, tmp_path, capsys):
+def test_a_teacher_of_the_tars_is_an_embedder(undisturbed, tmp_path, capsys):
     run = tmp_path / "train"
     values = ["model.depth=2", "model.dim=48", "model.num_heads=2", "data.batch_size=8", "data.num_workers=0"]
     values += ["schedule.length=3", "schedule.warmup=1", "parallel.threads=1", f"run={run}"]
@@ -38,6 +38,3 @@ def test_a_teacher_of_the_tars_embeds_the_pool(lab, undisturbed, tmp_path, capsy
     assert yaml.safe_load((run / "recipe.yaml").read_text())["model"]["dim"] == 48
     backbone = open_backbone(BackboneConfig(name=f"checkpoint:{run}/teacher.safetensors"))
     assert (backbone.dim, backbone.size_px) == (48, 56)
-    outcome = lab.curate(tmp_path, f"embed.name=checkpoint:{run}/teacher.safetensors")
-    assert outcome.summary.num_jobs > 0
-    assert len(pd.read_parquet(tmp_path / "run" / "manifest"))

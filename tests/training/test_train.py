@@ -108,7 +108,7 @@ def test_micro_batches_change_nothing(tars, tmp_path):
         pytest.param("ddp", 2, marks=pytest.mark.matrix),
         ("fsdp", 2),
         pytest.param("fsdp", 4, marks=pytest.mark.matrix),
-        ("hsdp", 4),
+        pytest.param("hsdp", 4, marks=pytest.mark.matrix),
     ],
 )
 def test_ranks_agree_with_one_process(tars, tmp_path, mode, ranks):
@@ -158,7 +158,7 @@ def test_stages_follow_each_other(tars, tmp_path):
     assert network(tmp_path / "run", "distill")["backbone.cls_token"].shape[-1] == 16
 
 
-@pytest.mark.slow
+@pytest.mark.matrix
 def test_a_rank_that_dies_is_started_again_and_ends_as_one_that_did_not(tars, tmp_path):
     changes = {"schedule": {"length": 12}, "parallel": {"mode": "fsdp"}}
     path = small.write_recipe(tmp_path / "straight.yaml", tars, tmp_path / "straight", **changes)
