@@ -80,7 +80,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--json", action="store_true", help="print the end of the run as JSON")
 
     sub = command("export", _export, "write a trained network as timm, Hugging Face or dinov2's hub reads it")
-    sub.add_argument("weights", help="network.safetensors of a stage, or a released file")
+    sub.add_argument("weights", help="network.safetensors or teacher.safetensors of a stage")
     sub.add_argument("--to", required=True, choices=("timm", "hf", "hub"))
     sub.add_argument("--out", required=True, metavar="PATH", help="file (timm, hub) or folder (hf)")
 
@@ -279,6 +279,8 @@ def _train(options: argparse.Namespace) -> int:
         return 0
     print()
     print(f"time      {end['wall_s']:.0f} s")
+    if end["teacher"] is None:
+        return 0
     print(f"plot      {end['plot']}")
     print(f"teacher   {end['teacher']}")
     print(f"next      lvd curate smoke embed.name=checkpoint:{end['teacher']} run=data/smoke/run2")

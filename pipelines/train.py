@@ -43,13 +43,13 @@ def train(recipe: TrainRecipe, say: Say) -> dict[str, Any]:
         (run / "recipe.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     results = run_stages(recipe, say)
     last = results[-1]
+    files = ("teacher", "teacher.safetensors"), ("plot", "plot.png")
     return {
         "recipe": recipe.name,
         "run": recipe.run,
         "wall_s": time.monotonic() - started,
         "stages": {result.folder.name: result.record | {"num_steps": result.num_steps} for result in results},
-        "teacher": str(last.folder / "teacher.safetensors"),
-        "plot": str(last.folder / "plot.png"),
+        **{name: str(last.folder / file) if last.is_whole else None for name, file in files},
     }
 
 

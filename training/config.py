@@ -6,9 +6,9 @@ Paper means Oquab et al., DINOv2 (arXiv 2304.07193); released means what faceboo
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 EXECUTION: dict[str, Any] = {"execution": True}
 
@@ -238,10 +238,17 @@ class PartConfig(Config):
     where: str | None = Field(default=None, description="of parquet with a column `split`: take this value only")
 
 
+def _without_null(values: Any) -> Any:
+    """A mapping without its null entries: how a recipe removes what its base has."""
+    return {key: value for key, value in values.items() if value is not None} if isinstance(values, dict) else values
+
+
 class DataConfig(Config):
     """The stream of samples. Its position is a number: nothing else needs to be saved."""
 
-    parts: dict[str, PartConfig] = Field(min_length=1)
+    parts: Annotated[dict[str, PartConfig], BeforeValidator(_without_null)] = Field(
+        min_length=1, description="by name; null removes one of the base"
+    )
     batch_size: int = Field(default=2048, ge=1, description="pictures a step, over all ranks and micro-batches")
     micro_batch_size: int | None = Field(
         default=None,
@@ -333,7 +340,7 @@ class EvalSet(Config):
 class EvalConfig(Config):
     """Measured on the teacher while it trains."""
 
-    sets: dict[str, EvalSet] = {}
+    sets: Annotated[dict[str, EvalSet], BeforeValidator(_without_null)] = {}
     every: int = Field(default=1000, ge=1, description="steps")
     readout: Literal["cls", "mean", "cls_mean"] = "cls"
     k: tuple[int, ...] = (20,)
@@ -366,7 +373,8 @@ class InitConfig(Config):
 class DistillConfig(Config):
     """The frozen teacher of a distill stage."""
 
-    teacher: str = Field(default="previous", description="previous, or the path of a file with its architecture")
+    teacher: str = Field(default="previous", description="previous, or the path of a file")
+    model: ModelConfig | None = Field(default=None, description="of a file that does not say it: a released one")
     # heads: the teacher's own, with as many prototypes as the student's; feature: cosine to the teacher's tokens
     # through a linear map, for a teacher without heads. (A stage with init.freeze_backbone trains heads for it.)
     mode: Literal["heads", "feature"] = "heads"
@@ -379,7 +387,10 @@ class StageConfig(Config):
     kind: Literal["pretrain", "gram", "highres", "distill"] = "pretrain"
     init: InitConfig = InitConfig()
     distill: DistillConfig = DistillConfig()
-    changes: dict[str, Any] = Field(default={}, description="values laid over those of the recipe, section by section")
+    # Outside the fingerprint: what it sets stands in the resolved sections, each value by its own rule.
+    changes: dict[str, Any] = Field(
+        default={}, json_schema_extra=EXECUTION, description="values laid over those of the recipe, section by section"
+    )
 
 
 SECTIONS = ("model", "views", "masks", "objective", "data", "optim", "schedule", "parallel", "checkpoint", "evaluation")
@@ -487,9 +498,22 @@ class Resolved(Config):
 
     @model_validator(mode="after")
     def _check(self) -> Resolved:
-        for key, side in (("global_px", self.views.global_px), ("local_px", self.views.local_px)):
-            if side % self.model.patch_px:
-                raise ValueError(f"views.{key} {side} must be a multiple of model.patch_px {self.model.patch_px}")
+        sides = {
+            "views.global_px": self.views.global_px,
+            "views.local_px": self.views.local_px,
+            "objective.gram.global_px": self.objective.gram.global_px,
+            "evaluation.image_px": self.evaluation.image_px,
+        }
+        for key, side in sides.items():
+            if side is not None and side % self.model.patch_px:
+                raise ValueError(f"{key} {side} must be a multiple of model.patch_px {self.model.patch_px}")
+        gram, kind = self.objective.gram, self.stage.kind
+        if kind == "gram" and not gram.weight:
+            raise ValueError("objective.gram.weight is 0, so a stage of kind gram would hold to nothing")
+        if kind == "distill" and gram.weight and gram.checkpoint is None:
+            raise ValueError("objective.gram.checkpoint is needed in a distill stage: its teacher is another network")
+        if kind == "distill" and self.model.drop_path:
+            raise ValueError(f"model.drop_path {self.model.drop_path} must be 0 in a distill stage (paper, section 5)")
         if self.schedule.warmup > self.schedule.length:
             raise ValueError(
                 f"schedule.warmup {self.schedule.warmup} must be at most schedule.length {self.schedule.length}"

@@ -94,22 +94,38 @@ def read_state(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise ConfigError(f"weights: {str(path)!r} cannot be read: {text:.200}") from None
 
 
-def read_network(path: Path, *, with_heads: bool = True) -> Held:
-    """A network as ``write_network`` wrote it, on the CPU.
+def read_network(path: Path, *, with_heads: bool = True, model: ModelConfig | None = None) -> Held:
+    """A network as ``write_network`` wrote it, or a backbone alone, on the CPU.
+
+    Args:
+        path: of the file.
+        with_heads: take its heads too, where it has any.
+        model: of a file that does not say it, such as a released one.
 
     Raises:
-        ConfigError: the file does not say what network it holds.
+        ConfigError: nobody says what network the file holds.
     """
     state, metadata = read_state(path)
-    if "objective" not in metadata:
-        raise ConfigError(f"weights: {str(path)!r} holds no network of ours; give the {NETWORK} of a stage")
-    model = ModelConfig.model_validate_json(metadata["model"])
-    objective = ObjectiveConfig.model_validate_json(metadata["objective"])
-    network = Network(model, objective, with_heads=with_heads)
-    if not with_heads:
-        state = {name: tensor for name, tensor in state.items() if name.startswith("backbone.")}
-    network.load_state_dict(state)
-    return Held(network, model, ViewConfig.model_validate_json(metadata["views"]))
+    if "model" in metadata:
+        model = ModelConfig.model_validate_json(metadata["model"])
+    elif model is None:
+        raise ConfigError(
+            f"weights: {str(path)!r} does not say what network it holds; give the {NETWORK} of a stage, or its sizes "
+            "(stages.NAME.distill.model)"
+        )
+    has_heads = with_heads and any(name.startswith(("dino_head.", "ibot_head.")) for name in state)
+    objective = ObjectiveConfig.model_validate_json(metadata["objective"]) if has_heads else ObjectiveConfig()
+    network = Network(model, objective, with_heads=has_heads)
+    load_backbone(network.backbone, state)
+    for name, head in network.heads().items():
+        head.load_state_dict(_below(state, name))
+    views = ViewConfig.model_validate_json(metadata["views"]) if "views" in metadata else ViewConfig()
+    return Held(network, model, views)
+
+
+def _below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
+    """Tensors of one child, by their names in it."""
+    return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
 
 
 def load_network(network: Network, path: Path, *, with_heads: bool) -> str:
@@ -125,7 +141,7 @@ def load_network(network: Network, path: Path, *, with_heads: bool) -> str:
     report: Report = load_backbone(network.backbone, state)
     lines = [str(report)]
     for name, head in network.heads().items():
-        own = {key.removeprefix(f"{name}."): value for key, value in state.items() if key.startswith(f"{name}.")}
+        own = _below(state, name)
         if not own or not with_heads:
             lines.append(f"{name} starts at random")
             continue

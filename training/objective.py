@@ -119,12 +119,16 @@ class Objective(nn.Module):
                 crops = photometric.apply(crops, batch.photometric[name])
             return photometric.normalise(crops, config.mean, config.std)
 
+        masks, indices = batch.masks, batch.masked_indices
+        if self.resolved.stage.kind == "distill":  # the student sees whole pictures, and all their patches count
+            masks = torch.ones_like(masks)
+            indices = torch.arange(masks.numel(), device=masks.device)
         return Views(
             global_crops=ready(batch.global_crops, "global_crops"),
             local_crops=ready(batch.local_crops, "local_crops") if batch.local_crops is not None else None,
             gram_crops=ready(batch.gram_crops) if batch.gram_crops is not None else None,
-            masks=batch.masks if is_masked else None,
-            masked_indices=batch.masked_indices if is_masked else batch.masked_indices[:0],
+            masks=masks if is_masked else None,
+            masked_indices=indices if is_masked else indices[:0],
         )
 
     def autocast(self) -> AbstractContextManager[object]:

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from training.checkpoint import Checkpoints, whole
-from training.config import ConfigError, TrainRecipe
+from training.config import ConfigError, Resolved, TrainRecipe
 from training.data.collate import Batch
 from training.data.index import Index
 from training.data.loader import Loader
@@ -105,8 +105,9 @@ class Stage:
         record = self._loop(training, checkpoints, index, first)
         checkpoints.wait()
         if self._last_step < self.resolved.num_steps:
-            self.say(f"{self.resolved.name}: stopped after step {self._last_step:,}; the same command goes on")
-            return StageResult(self.folder, self._last_step, record, is_whole=False)
+            stopped = max(first, self._last_step)
+            self.say(f"{self.resolved.name}: stands after step {stopped:,}; a larger checkpoint.stop_after goes on")
+            return StageResult(self.folder, stopped, record, is_whole=False)
         self._finish(training, record)
         return StageResult(self.folder, self.resolved.num_steps, record)
 
@@ -121,7 +122,8 @@ class Stage:
         """Networks with their starting weights, laid over the devices, and the step that moves them."""
         resolved, world = self.resolved, self.world
         is_distill = resolved.stage.kind == "distill"
-        held = read_network(self._source(resolved.stage.distill.teacher)) if is_distill else None
+        distill = resolved.stage.distill
+        held = read_network(self._source(distill.teacher), model=distill.model) if is_distill else None
         student = self._student(
             held.network.backbone.dim if held and resolved.stage.distill.mode == "feature" else None
         )
@@ -132,6 +134,8 @@ class Stage:
         teacher = held.network if held is not None else copied
         if held is not None and resolved.stage.distill.mode == "heads":
             _check_heads(student, teacher)
+        if held is not None:
+            _check_patches(resolved, held.model.patch_px)
         gram = self._gram_teacher(student)
         parallel = resolved.parallel
         distribute(student, world, parallel)
@@ -187,12 +191,16 @@ class Stage:
     def _refuse_other_recipe(self) -> None:
         """A stage goes on under the recipe that it was begun with; the first key that differs is named."""
         path = self.folder / "recipe.json"
-        values = self.resolved.fingerprint_values()
+        values = json.loads(json.dumps(self.resolved.fingerprint_values()))
+        checkpoints = self.folder / "checkpoints"
+        begun = (self.folder / "done.json").exists() or any(checkpoints.glob("step-*/.metadata"))
         text = None
-        if self.world.is_main and path.exists():
-            text = _first_difference(json.loads(path.read_text()), json.loads(json.dumps(values)))
+        if self.world.is_main and begun and path.exists():
+            text = _first_difference(json.loads(path.read_text()), values)
         elif self.world.is_main:
-            path.write_text(json.dumps(values, indent=1))
+            beside = path.with_suffix(".tmp")
+            beside.write_text(json.dumps(values, indent=1))
+            beside.replace(path)
         text = self.world.from_main(text)
         if text is not None:
             raise ConfigError(
@@ -245,9 +253,15 @@ class Stage:
                     self.say(f"{resolved.name}: step {step:,}: {alarm}")
                 log.write(step, record)
                 self._say_progress(step, first, record, started)
-                if (step + 1) % resolved.checkpoint.every == 0 or step + 1 == last:
+                if self._is_saved(step + 1):
                     checkpoints.save(step + 1, training, {"seed": resolved.seed, "data": index.summary()})
         return record
+
+    def _is_saved(self, step: int) -> bool:
+        """Whether a checkpoint is written after so many steps."""
+        config = self.resolved.checkpoint
+        is_kept = config.keep_every is not None and step % config.keep_every == 0
+        return step % config.every == 0 or is_kept or step == self._last_step
 
     def _gram(self, training: TrainStep, step: int) -> None:
         """Take the teacher of now as the gram teacher at the start of gram, and at each refresh."""
@@ -331,9 +345,10 @@ def _check_heads(student: Network, teacher: Network) -> None:
     """
     held = teacher.heads()
     for name, head in student.heads().items():
-        if name not in held:
+        if name not in held or set(held) != set(student.heads()):
             raise ConfigError(
-                f"distill: the teacher has no {name}; take distill.mode=feature, or train heads for it in a stage "
+                f"distill: the teacher has {', '.join(held) or 'no heads'}, the student {', '.join(student.heads())}; "
+                "take distill.mode=feature, or train heads for it in a stage "
                 "of its own with init.freeze_backbone"
             )
         if head.num_prototypes != held[name].num_prototypes:
@@ -341,6 +356,21 @@ def _check_heads(student: Network, teacher: Network) -> None:
                 f"distill: the teacher's {name} has {held[name].num_prototypes:,} prototypes, the student's "
                 f"{head.num_prototypes:,}; set objective.*.head.num_prototypes"
             )
+
+
+def _check_patches(resolved: Resolved, patch_px: int) -> None:
+    """Patches of teacher and student must lie on one grid where the same head reads both.
+
+    Raises:
+        ConfigError: they do not, or the teacher cannot be given the crops.
+    """
+    mine, side = resolved.model.patch_px, resolved.views.global_px
+    if resolved.stage.distill.mode == "heads" and patch_px != mine:
+        raise ConfigError(
+            f"distill: the teacher's patches are {patch_px} px, the student's {mine}; take distill.mode=feature"
+        )
+    if side % patch_px:
+        raise ConfigError(f"distill: views.global_px {side} must be a multiple of the teacher's patch of {patch_px} px")
 
 
 def _first_difference(old: Any, new: Any, path: str = "") -> str | None:

@@ -28,6 +28,15 @@ def test_a_recipe_resolves_for_every_stage_and_says_what_it_is(name, capsys):
         assert word in shown
 
 
+def test_recipes_train_on_what_they_name_and_nothing_of_their_base():
+    parts = {name: sorted(load_training_recipe(name).data.parts) for name in NAMES}
+    assert parts["vith16_in22k"] == ["in22k"]
+    assert parts["vitl14"] == parts["vitg14"] == parts["highres518"] == parts["distill"] == ["lvd"]
+    resolved = load_training_recipe("vith16_in22k")
+    assert load_training_recipe("highres518").model.ffn == load_training_recipe("vitl14").model.ffn
+    assert resolved.model.ffn == "mlp"
+
+
 @pytest.mark.parametrize(
     ("override", "said"),
     [
@@ -35,6 +44,8 @@ def test_a_recipe_resolves_for_every_stage_and_says_what_it_is(name, capsys):
         ("views.blur=strong", "key 'views.blur': got 'strong'; input should be 'released' or 'paper'"),
         ("views.global_px=55", "views.global_px 55 must be a multiple of model.patch_px 14"),
         ("stages.pretrain.changes.view.x=1", "stage 'pretrain' changes 'view'; allowed: model, views"),
+        ("evaluation.image_px=100", "evaluation.image_px 100 must be a multiple of model.patch_px 14"),
+        ("stages.pretrain.kind=gram", "objective.gram.weight is 0"),
         ("schedule.warmup=1000", "schedule.warmup 1000 must be at most schedule.length 300"),
         ("data.parts.smoke.location=nowhere", "nowhere"),
         ("data.micro_batch_size=5", "data.micro_batch_size 5 must divide the 32 pictures"),

@@ -152,6 +152,10 @@ def test_stages_follow_each_other(tars, tmp_path):
     )
     lines = quietly(recipe)
     assert any("4 x 4 to 6 x 6" in line for line in lines), lines
+    # A network without heads, and a bare backbone, are teachers of features too.
+    for name, teacher in (("headless", "features/network.safetensors"), ("timm", "highres/teacher.safetensors")):
+        stage = {"kind": "distill", "distill": {"mode": "feature", "teacher": str(tmp_path / "run" / teacher)}}
+        quietly(small.recipe(tars, tmp_path / name, stages={"distill": stage}, schedule={"length": 2}))
     terms = [set(small.steps_of(tmp_path / "run" / name / "log.jsonl")[-1]) for name in recipe.stages]
     assert "gram" in terms[1]
     assert "feature" in terms[4]

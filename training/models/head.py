@@ -46,6 +46,13 @@ class Prototypes(nn.Module):
         return torch._weight_norm(self.weight_v, self.weight_g, 0)
 
 
+class _RowNorm(nn.BatchNorm1d):
+    """BatchNorm over the rows of a call; a single row has no statistics and stays as it is."""
+
+    def forward(self, rows: Tensor) -> Tensor:
+        return rows if len(rows) == 1 else super().forward(rows)
+
+
 class ProjectionHead(nn.Module):
     """Rows of a backbone to logits over prototypes.
 
@@ -68,7 +75,7 @@ class ProjectionHead(nn.Module):
         for width, next_width in itertools.pairwise(sizes):
             layers.append(nn.Linear(width, next_width))
             if config.norm == "batch":
-                layers.append(nn.BatchNorm1d(next_width, track_running_stats=False))
+                layers.append(_RowNorm(next_width, track_running_stats=False))
             layers.append(nn.GELU())
         last = nn.Linear(sizes[-1], config.bottleneck_dim)
         # dinov2 has no sequence around a single layer, and so other names
