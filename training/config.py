@@ -6,7 +6,7 @@ Paper means Oquab et al., DINOv2 (arXiv 2304.07193); released means what faceboo
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -435,8 +435,6 @@ class TrainRecipe(Config):
     checkpoint: CheckpointConfig = Field(default=CheckpointConfig(), json_schema_extra=EXECUTION)
     evaluation: EvalConfig = EvalConfig()
     stages: dict[str, StageConfig] = {"pretrain": StageConfig()}
-
-    _known: ClassVar[tuple[str, ...]] = SECTIONS
 
     @model_validator(mode="before")
     @classmethod

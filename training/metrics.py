@@ -145,7 +145,10 @@ class Rails:
         if objective.ibot.weight:
             head = objective.ibot.head or objective.dino.head
             num_crops = 2 * (resolved.data.micro_batch_size or resolved.data.batch_size)
-            share = int(num_crops * resolved.masks.probability) / num_crops
+            masked = (
+                1.0 if resolved.stage.kind == "distill" else resolved.masks.probability
+            )  # of a distilled one, all count
+            share = int(num_crops * masked) / num_crops
             if share:
                 self._ignorant["ibot"] = math.log(head.num_prototypes) * share
         self._first_masked = resolved.steps(objective.ibot.start)

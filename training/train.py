@@ -90,18 +90,25 @@ class Stage:
     def run(self) -> StageResult:
         """Train until the end of the schedule, unless that was done before."""
         done = self.folder / "done.json"
-        if done.exists():
-            record = json.loads(done.read_text())
-            self.say(f"{self.resolved.name}: done before, {record['num_steps']:,} steps")
-            return StageResult(self.folder, record["num_steps"], record["record"])
+        checkpoints = Checkpoints(self.folder / "checkpoints", self.resolved.checkpoint, self.world)
         index = Index.open(self.resolved.data, cache=self.folder.parent / "index")
+        step = checkpoints.latest()
+        if step is not None:
+            index.check_same(checkpoints.progress(step)["data"])
+        if done.exists():
+            facts = json.loads(done.read_text())
+            self.say(f"{self.resolved.name}: done before, {facts['num_steps']:,} steps")
+            return StageResult(self.folder, facts["num_steps"], facts["record"])
         parts = ", ".join(f"{part.num_samples:,} of {part.name}" for part in index.parts)
         self.say(f"{self.resolved.name}: {index.num_samples:,} pictures ({parts}), {self.resolved.num_steps:,} steps")
         for note in index.notes:
             self.say(f"{self.resolved.name}: {note}")
         training = self.build()
-        checkpoints = Checkpoints(self.folder / "checkpoints", self.resolved.checkpoint, self.world)
-        first = self._resume(checkpoints, training, index)
+        first = 0
+        if step is not None:
+            checkpoints.load(step, training)
+            self.say(f"{self.resolved.name}: goes on after step {step:,}")
+            first = step
         record = self._loop(training, checkpoints, index, first)
         checkpoints.wait()
         if self._last_step < self.resolved.num_steps:
@@ -207,16 +214,6 @@ class Stage:
                 f"{self.folder}: was begun with another recipe: {text}; set it back, or give another run=FOLDER"
             )
 
-    def _resume(self, checkpoints: Checkpoints, training: TrainStep, index: Index) -> int:
-        """Number of steps that are done; their state is in the networks."""
-        step = checkpoints.latest()
-        if step is None:
-            return 0
-        index.check_same(checkpoints.progress(step)["data"])
-        checkpoints.load(step, training)
-        self.say(f"{self.resolved.name}: goes on after step {step:,}")
-        return step
-
     # Loop
 
     def _loop(self, training: TrainStep, checkpoints: Checkpoints, index: Index, first: int) -> dict[str, float]:
@@ -232,7 +229,7 @@ class Stage:
         )
         rails = Rails(resolved)
         evaluator = self._evaluator()
-        record: dict[str, float] = {}
+        record = _last_record(self.folder / "log.jsonl", first) if first >= last else {}
         started = time.monotonic()
         with log, loader:
             batches = iter(loader)
@@ -282,7 +279,15 @@ class Stage:
             return None
         from training.eval.evaluate import Evaluator
 
-        evaluator = Evaluator(evaluation, self.resolved.views) if self.world.is_main else None
+        evaluator, wrong = None, None
+        if self.world.is_main:
+            try:
+                evaluator = Evaluator(evaluation, self.resolved.views)
+            except ConfigError as error:
+                wrong = str(error)
+        wrong = self.world.from_main(wrong)  # else the other ranks would wait for a rank that is gone
+        if wrong is not None:
+            raise ConfigError(wrong)
 
         def measure(network: Network) -> dict[str, float]:
             state = whole(dict(network.backbone.state_dict()))
@@ -331,6 +336,13 @@ class Stage:
             facts = {"num_steps": self.resolved.num_steps, "record": record, "torch": torch.__version__}
             (self.folder / "done.json").write_text(json.dumps(facts | {"machine": platform.platform()}, indent=1))
         self.world.barrier()
+
+
+def _last_record(log: Path, num_steps: int) -> dict[str, float]:
+    """What the log says of the last of ``num_steps``: of a run that was killed between its end and saying so."""
+    lines = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    records = [line for line in lines if line["step"] == num_steps - 1 and "lr" in line]
+    return {name: value for name, value in records[-1].items() if name != "step"} if records else {}
 
 
 def _take(batches: Iterator[Batch], num: int) -> list[Batch]:

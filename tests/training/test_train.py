@@ -89,6 +89,25 @@ def test_another_recipe_or_another_set_is_refused_by_name(tars, tmp_path):
         quietly(begun)
 
 
+def test_a_finished_run_of_other_pictures_is_not_taken_for_done(tmp_path):
+    small.write_tars(tmp_path / "tars")
+    recipe = small.recipe(tmp_path / "tars", tmp_path / "run", schedule={"length": 2})
+    quietly(recipe)
+    small.write_tars(tmp_path / "tars", num_tars=4)
+    with pytest.raises(ConfigError, match=r"003\.tar was added"):
+        quietly(recipe)
+
+
+def test_a_run_killed_before_it_said_that_it_was_done_still_says_what_it_measured(tars, tmp_path):
+    recipe = small.recipe(tars, tmp_path / "run", schedule={"length": 2})
+    quietly(recipe)
+    done = tmp_path / "run" / "pretrain" / "done.json"
+    before = json.loads(done.read_text())["record"]
+    done.unlink()
+    quietly(recipe)
+    assert json.loads(done.read_text())["record"] == before
+
+
 def test_micro_batches_change_nothing(tars, tmp_path):
     for micro in (8, 2):
         quietly(small.recipe(tars, tmp_path / str(micro), data={"micro_batch_size": micro}))
