@@ -298,12 +298,18 @@ def _open_checkpoint(config: BackboneConfig, path: Path) -> Loaded:
 
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
-    if "architecture" not in metadata:
+    model: Any
+    if "architecture" not in metadata and "model" in metadata:  # a backbone that only the trainer builds
+        from training.export import Embedder, read_network
+
+        model = Embedder(read_network(path, with_heads=False).network.backbone)
+    elif "architecture" in metadata:
+        extra: dict[str, Any] = {name: int(metadata[name]) for name in ("img_size", "patch_size") if name in metadata}
+        extra |= json.loads(metadata.get("model_args", "{}"))
+        model = timm.create_model(metadata["architecture"], **(extra | {"num_classes": 0, "dynamic_img_size": True}))
+        model.load_state_dict(load_file(str(path)))
+    else:
         raise ValueError("its metadata names no architecture; give the teacher.safetensors that `lvd train` wrote")
-    extra: dict[str, Any] = {name: int(metadata[name]) for name in ("img_size", "patch_size") if name in metadata}
-    extra |= json.loads(metadata.get("model_args", "{}"))
-    model = timm.create_model(metadata["architecture"], **(extra | {"num_classes": 0, "dynamic_img_size": True}))
-    model.load_state_dict(load_file(str(path)))
     return Loaded(
         model=model,
         size_px=config.size_px or int(metadata.get("img_size", 224)),

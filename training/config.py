@@ -69,6 +69,9 @@ class ModelConfig(Config):
     depth: int | None = Field(default=None, ge=1, description="blocks; null: that of arch")
     num_heads: int | None = Field(default=None, ge=1, description="null: that of arch")
     patch_px: int = Field(default=14, ge=1)
+    # linear: each patch on its own, as published; conv: overlapping 3 x 3 convolutions before it (Xiao et al. 2021),
+    # which small networks on few pictures learn much faster with
+    stem: Literal["linear", "conv"] = "linear"
     image_px: int = Field(default=224, ge=1, description="side of the square that the position grid is stored for")
     ffn: Literal["mlp", "swiglu"] = "mlp"
     mlp_ratio: float = Field(default=4.0, gt=0)
@@ -93,6 +96,11 @@ class ModelConfig(Config):
             raise ValueError(f"dim {dim} must be a multiple of num_heads {num_heads}")
         if self.image_px % self.patch_px:
             raise ValueError(f"image_px {self.image_px} must be a multiple of patch_px {self.patch_px}")
+        if self.stem == "conv" and (dim % 32 or self.patch_px % 8):
+            raise ValueError(
+                f"stem 'conv' needs a dim that is a multiple of 32 and a patch_px that is one of 8; got {dim}, "
+                f"{self.patch_px}"
+            )
         return self
 
 

@@ -2,7 +2,8 @@
 
 ``network.safetensors`` has backbone, heads and, in its metadata, what is needed to build them (dinov2's parameter
 names under ``backbone.``, ``dino_head.``, ``ibot_head.``). ``teacher.safetensors`` has the backbone as timm names it;
-its metadata say which ``timm.create_model`` call it fits.
+its metadata say which ``timm.create_model`` call it fits. A backbone with a convolutional stem is none of timm's:
+there the names are ours.
 """
 
 from __future__ import annotations
@@ -12,11 +13,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from training.config import ConfigError, ModelConfig, ObjectiveConfig, Resolved, ViewConfig
-from training.models.convert import Report, backbone_to_hf, backbone_to_timm, load_backbone, timm_architecture
+from training.models.convert import (
+    Report,
+    backbone_to_hf,
+    backbone_to_timm,
+    check_exportable,
+    load_backbone,
+    timm_architecture,
+)
 from training.models.network import Network
+from training.models.vit import VisionTransformer
 
 NETWORK = "network.safetensors"
 TEACHER = "teacher.safetensors"
@@ -46,21 +55,24 @@ def write_network(folder: Path, state: dict[str, Tensor], resolved: Resolved) ->
     }
     _write(folder / NETWORK, kept, about)
     backbone = {name.removeprefix("backbone."): tensor for name, tensor in kept.items() if name.startswith("backbone.")}
-    _write(folder / TEACHER, backbone_to_timm(backbone, resolved.model), _timm_metadata(resolved.model, resolved.views))
+    about = _metadata(resolved.model, resolved.views)
+    _write(folder / TEACHER, backbone_to_timm(backbone, resolved.model) if "architecture" in about else backbone, about)
 
 
-def _timm_metadata(model: ModelConfig, views: ViewConfig) -> dict[str, str]:
-    architecture, arguments = timm_architecture(model)
-    return {
+def _metadata(model: ModelConfig, views: ViewConfig) -> dict[str, str]:
+    """What builds a backbone and prepares its pictures; ``architecture`` where timm can build it."""
+    metadata = {
         "model": model.model_dump_json(),
         "views": views.model_dump_json(),
-        "architecture": architecture,
-        "model_args": json.dumps(arguments),
         "img_size": str(model.image_px),
         "patch_size": str(model.patch_px),
         "mean": json.dumps(views.mean),
         "std": json.dumps(views.std),
     }
+    if model.stem == "linear":
+        architecture, arguments = timm_architecture(model)
+        metadata |= {"architecture": architecture, "model_args": json.dumps(arguments)}
+    return metadata
 
 
 def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -123,6 +135,24 @@ def read_network(path: Path, *, with_heads: bool = True, model: ModelConfig | No
     return Held(network, model, views)
 
 
+class Embedder(nn.Module):
+    """A backbone behind the calls that timm's models have."""
+
+    def __init__(self, backbone: VisionTransformer) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.num_prefix_tokens = 1 + backbone.config.num_registers
+
+    def forward_features(self, images: Tensor) -> Tensor:
+        """Images [C, 3, H, W], normalised, to tokens [C, T, D]: class, registers, patches."""
+        (tokens,) = self.backbone([images])
+        return torch.cat([tokens.cls[:, None], tokens.registers, tokens.patches], dim=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images [C, 3, H, W], normalised, to class tokens [C, D]."""
+        return self.forward_features(images)[:, 0]
+
+
 def _below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     """Tensors of one child, by their names in it."""
     return {key.removeprefix(f"{name}."): tensor for key, tensor in state.items() if key.startswith(f"{name}.")}
@@ -166,12 +196,16 @@ def export(weights: Path, to: str, out: Path) -> list[Path]:
 
     Returns:
         The files written.
+
+    Raises:
+        ConfigError: the other library cannot build such a model.
     """
     held = read_network(weights, with_heads=False)
+    check_exportable(held.model, to)
     state = dict(held.network.backbone.state_dict())
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "timm":
-        _write(out, backbone_to_timm(state, held.model), _timm_metadata(held.model, held.views))
+        _write(out, backbone_to_timm(state, held.model), _metadata(held.model, held.views))
         return [out]
     if to == "hub":
         torch.save(state, out)

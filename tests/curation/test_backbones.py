@@ -9,7 +9,9 @@ import numpy as np
 import pytest
 
 from curation.backbones import BackboneConfig, file_sha256, open_backbone, weights_digest, weights_file
-from training.config import ConfigError
+from training.config import ConfigError, ModelConfig, TrainRecipe
+from training.export import write_network
+from training.models.network import Network
 
 torch = pytest.importorskip("torch")
 VIT = "test_vit"
@@ -95,6 +97,20 @@ def test_checkpoint_of_our_trainer(tmp_path, pictures):
     save_file(model.state_dict(), str(path))
     with pytest.raises(ConfigError, match=r"embed.name: .*names no architecture"):
         open_backbone(BackboneConfig(name=f"checkpoint:{path}"))
+
+
+def test_a_backbone_of_our_trainer_that_timm_cannot_build(tmp_path, pictures):
+    data = {"parts": {"made": {"kind": "folder", "location": str(tmp_path)}}}
+    config = ModelConfig(dim=32, depth=2, num_heads=2, patch_px=8, image_px=32, stem="conv", num_registers=1)
+    values = {"name": "made", "run": str(tmp_path), "data": data, "model": config, "views": {"local_px": 32}}
+    resolved = TrainRecipe.model_validate(values).resolved("pretrain")
+    network = Network(resolved.model, resolved.objective, with_heads=False)
+    write_network(tmp_path, dict(network.state_dict()), resolved)
+    of = BackboneConfig(name=f"checkpoint:{tmp_path / 'teacher.safetensors'}", pooling="cls_mean")
+    backbone = open_backbone(of)
+    (tokens,) = network.backbone.eval()([torch.zeros(1, 3, 32, 32) - backbone._shift / backbone._scale])
+    wanted = torch.cat([tokens.cls, tokens.patches.mean(1)], dim=1)
+    np.testing.assert_allclose(backbone.embed(pictures[:1, :32, :32] * 0), wanted.detach().numpy(), atol=1e-5)
 
 
 def test_script(tmp_path, pictures):

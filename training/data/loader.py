@@ -7,11 +7,16 @@ step has the same pictures, views and masks whatever the number of ranks, micro-
 
 from __future__ import annotations
 
+import itertools
 import multiprocessing
+import os
 import signal
+import threading
 import time
+from collections import deque
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from types import TracebackType
-from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,7 +31,7 @@ from training.data.samples import BadSample, DataError, Reader, decode_shortest_
 _VIEWS = 0x56  # purpose of randomness
 
 
-class MicroBatches(torch.utils.data.Dataset[Batch | ConfigError]):
+class MicroBatches:
     """All micro-batches of one rank by number: step x num_micros + micro.
 
     Args:
@@ -51,15 +56,15 @@ class MicroBatches(torch.utils.data.Dataset[Batch | ConfigError]):
         self._grid = (side, side)
         self._reader: Reader | None = None
 
-    def __getitem__(self, number: int) -> Batch | ConfigError:
-        """A micro-batch, or what ends the run: an error that is raised in a worker arrives as another one."""
-        try:
-            return self._batch(*divmod(number, self.num_micros))
-        except ConfigError as error:
-            return error
+    def __getitem__(self, number: int) -> Batch:
+        """A micro-batch.
 
-    def _batch(self, step: int, micro: int) -> Batch:
+        Raises:
+            DataError: too many pictures in a row cannot be read, or a disk or a bucket fails.
+            ConfigError: the pictures are no longer what they were when the run began.
+        """
         resolved = self._resolved
+        step, micro = divmod(number, self.num_micros)
         if self._reader is None:  # in the worker
             self._reader = Reader(self._index, resolved.data, seed=resolved.seed, shortest_px=self._shortest_px)
         batch_size = resolved.data.batch_size
@@ -121,29 +126,14 @@ class Loader:
         start_step: int,
         device: torch.device | None = None,
     ) -> None:
-        made = MicroBatches(resolved, index, rank=rank, world=world)
-        self.num_micros = made.num_micros
-        data = resolved.data
-        context = None
-        if data.num_workers:
-            # Not fork: this process has threads (of torch, of checkpoints, of a bucket's client). The server that
-            # workers are forked from loads torch once for all of them.
-            context = multiprocessing.get_context("forkserver")
-            context.set_forkserver_preload(["torch"])
-        self._batches: Any = iter(
-            torch.utils.data.DataLoader(
-                made,
-                batch_size=None,
-                sampler=range(start_step * self.num_micros, resolved.num_steps * self.num_micros),
-                collate_fn=_as_it_is,
-                num_workers=data.num_workers,
-                prefetch_factor=data.prefetch if data.num_workers else None,
-                pin_memory=device is not None and device.type == "cuda",
-                multiprocessing_context=context,
-                worker_init_fn=_start_worker,
-                generator=torch.Generator(),  # else it draws from the generator of the training
-            )
-        )
+        self._made = MicroBatches(resolved, index, rank=rank, world=world)
+        self.num_micros = self._made.num_micros
+        self._numbers = iter(range(start_step * self.num_micros, resolved.num_steps * self.num_micros))
+        self._ahead: deque[Future[Batch]] = deque()  # asked for and not handed out, in order
+        self._num_ahead = resolved.data.num_workers * resolved.data.prefetch
+        self._workers = _start_workers(resolved.data.num_workers, self._made) if resolved.data.num_workers else None
+        is_pinned = device is not None and device.type == "cuda"
+        self._pinner = ThreadPoolExecutor(1, "pin batches") if is_pinned else None
         self._wait_s = 0.0
         self._bad: list[BadSample] = []
 
@@ -157,21 +147,29 @@ class Loader:
             DataError: too many pictures in a row cannot be read; a disk, a bucket or a worker fails.
             ConfigError: the pictures are no longer what they were when the run began.
         """
-        if self._batches is None:
-            raise StopIteration
         start = time.monotonic()
         try:
-            batch = next(self._batches)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise DataError(f"a worker of the loader is gone: {str(error).splitlines()[0]}") from None
+            batch = self._next()
+        except BrokenProcessPool:
+            raise DataError(
+                "a worker of the loader is gone: it was killed, perhaps for want of memory; "
+                "data.num_workers and data.prefetch say how many batches are made at once"
+            ) from None
         finally:
             self._wait_s += time.monotonic() - start
-        if isinstance(batch, ConfigError):
-            raise batch
         self._bad += batch.bad
-        return cast(Batch, batch)
+        return batch
+
+    def _next(self) -> Batch:
+        if self._workers is None:
+            batch = self._made[next(self._numbers)]
+            return batch.pin_memory() if self._pinner is not None else batch
+        for number in itertools.islice(self._numbers, self._num_ahead - len(self._ahead)):
+            future = self._workers.submit(_make, number)
+            self._ahead.append(self._pinner.submit(_pinned, future) if self._pinner is not None else future)
+        if not self._ahead:
+            raise StopIteration
+        return self._ahead.popleft().result()
 
     def take_wait_s(self) -> float:
         """Seconds that the training waited for batches, since the last call."""
@@ -184,8 +182,13 @@ class Loader:
         return taken
 
     def close(self) -> None:
-        """End the workers."""
-        self._batches = None
+        """End the workers, each after the batch that it is making; no batch comes any more."""
+        self._numbers = iter(range(0))
+        self._ahead.clear()
+        if self._workers is not None:
+            self._workers.shutdown(cancel_futures=True)
+        if self._pinner is not None:
+            self._pinner.shutdown(cancel_futures=True)
 
     def __enter__(self) -> Loader:
         return self
@@ -196,12 +199,39 @@ class Loader:
         self.close()
 
 
-def _as_it_is(batch: Any) -> Any:
-    return batch
+def _pinned(future: Future[Batch]) -> Batch:
+    return future.result().pin_memory()
 
 
-def _start_worker(number: int) -> None:
+# Workers. torch's own loader shares locks with them, and waits for ever where one is killed while it holds one.
+
+_MADE: list[MicroBatches] = []  # of a worker, one
+
+
+def _start_workers(num_workers: int, made: MicroBatches) -> ProcessPoolExecutor:
+    # Not fork: this process has threads (of torch, of checkpoints, of a bucket's client). The server that workers are
+    # forked from loads torch once for all of them.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch"])
+    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(made,))
+
+
+def _start_worker(made: MicroBatches) -> None:
     import pyarrow as pa
 
-    pa.set_cpu_count(1)  # torch and OpenCV are held to one thread elsewhere
+    torch.set_num_threads(1)
+    pa.set_cpu_count(1)  # OpenCV is held to one thread elsewhere
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training ends its workers
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _MADE.append(made)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)  # a killed training leaves no worker behind
+
+
+def _make(number: int) -> Batch:
+    return _MADE[0][number]

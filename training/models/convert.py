@@ -158,6 +158,19 @@ def _check_fits(found: State, own: Mapping[str, Tensor]) -> None:
             )
 
 
+def check_exportable(config: ModelConfig, to: str) -> None:
+    """Other libraries build the patch embedding as published.
+
+    Raises:
+        ConfigError: the model has another one.
+    """
+    if config.stem != "linear":
+        raise ConfigError(
+            f"export to {to}: model.stem {config.stem!r}; allowed there: linear. This project's own files hold it "
+            "(network.safetensors, teacher.safetensors)"
+        )
+
+
 # timm
 
 

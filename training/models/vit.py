@@ -5,6 +5,8 @@ Letters: C crops in a group, N patches, R registers, T = 1 + R + N tokens in tha
 
 from __future__ import annotations
 
+import itertools
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -25,16 +27,40 @@ class Tokens(NamedTuple):
 
 
 class PatchEmbed(nn.Module):
-    """Pictures [C, 3, H, W] to patches [C, N, D], row by row."""
+    """Pictures [C, 3, H, W] to patches [C, N, D], row by row.
 
-    def __init__(self, dim: int, patch_px: int) -> None:
+    With a convolutional stem (Xiao et al. 2021) a patch also sees up to 7 px of its neighbours, hidden ones too.
+    """
+
+    def __init__(self, dim: int, patch_px: int, stem: str) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, patch_px, stride=patch_px)
+        if stem == "conv":
+            self.stem: nn.Module | None = _conv_stem(dim)
+            self.proj = nn.Conv2d(dim, dim, patch_px // 8, stride=patch_px // 8)
+        else:
+            self.stem = None
+            self.proj = nn.Conv2d(3, dim, patch_px, stride=patch_px)
 
     def forward(self, images: Tensor) -> Tensor:
         """[C, 3, H, W] to [C, N, D]."""
+        if self.stem is not None:
+            images = self.stem(images.contiguous(memory_format=torch.channels_last))
         out: Tensor = self.proj(images).flatten(2).transpose(1, 2)
         return out
+
+
+def _conv_stem(dim: int) -> nn.Sequential:
+    """[C, 3, H, W] to [C, D, H / 8, W / 8].
+
+    Group norm and not batch norm: a crop's tokens then depend on that crop alone, in teacher, export and every rank.
+    """
+    layers: dict[str, nn.Module] = {}
+    widths = (3, dim // 4, dim // 2, dim)
+    for i, (width, next_width) in enumerate(itertools.pairwise(widths)):
+        layers[f"conv{i}"] = nn.Conv2d(width, next_width, 3, stride=2, padding=1, bias=False)
+        layers[f"norm{i}"] = nn.GroupNorm(next_width // 8, next_width)
+        layers[f"act{i}"] = nn.ReLU()
+    return nn.Sequential(OrderedDict(layers))
 
 
 class VisionTransformer(nn.Module):
@@ -66,7 +92,7 @@ class VisionTransformer(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, dim))
         if config.num_registers:
             self.register_tokens = nn.Parameter(torch.zeros(1, config.num_registers, dim))
-        self.patch_embed = PatchEmbed(dim, config.patch_px)
+        self.patch_embed = PatchEmbed(dim, config.patch_px, config.stem)
         self.blocks = nn.ModuleList(Block(config, attention) for _ in range(depth))
         self.norm = nn.LayerNorm(dim, eps=NORM_EPS)
         self.init_weights()
@@ -82,7 +108,7 @@ class VisionTransformer(nn.Module):
             if isinstance(module, nn.Linear):
                 nn.init.trunc_normal_(module.weight, std=0.02)
                 nn.init.zeros_(module.bias)
-            elif isinstance(module, (nn.Conv2d, nn.LayerNorm, LayerScale)):
+            elif isinstance(module, (nn.Conv2d, nn.GroupNorm, nn.LayerNorm, LayerScale)):
                 module.reset_parameters()
 
     def forward(

@@ -16,6 +16,7 @@ from training.models.convert import (
     backbone_from_hf,
     backbone_to_hf,
     backbone_to_timm,
+    check_exportable,
     load_backbone,
     timm_architecture,
 )
@@ -274,3 +275,10 @@ def test_ratio_that_hugging_face_does_not_take_is_refused():
     config = ModelConfig(**CONFIGS["other ratio"])
     with pytest.raises(ConfigError, match=r"model\.mlp_ratio 2\.7; allowed there: whole numbers"):
         backbone_to_hf(state_of(backbone(config)), config)
+
+
+@pytest.mark.parametrize("to", ["timm", "hf", "hub"])
+def test_a_stem_that_others_cannot_build_is_refused(to: str):
+    config = ModelConfig(dim=32, depth=1, num_heads=2, patch_px=8, image_px=32, stem="conv")
+    with pytest.raises(ConfigError, match=rf"export to {to}: model\.stem 'conv'; allowed there: linear"):
+        check_exportable(config, to)

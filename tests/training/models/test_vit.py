@@ -172,8 +172,31 @@ def test_a_mask_too_few_is_an_error():
         backbone("plain")(CROPS, [None])
 
 
-def test_weights_drawn_after_the_meta_device_are_those_drawn_before():
-    config = config_of("registers")
+STEM = ModelConfig(dim=32, depth=1, num_heads=2, patch_px=16, image_px=64, stem="conv")
+
+
+def test_a_convolutional_stem_gives_the_same_grid_for_each_crop_alone():
+    model = VisionTransformer(STEM)
+    MADE["fill"](model, "stem")
+    images = torch.rand(2, 3, 32, 64)
+    (tokens,) = model([images])
+    assert tokens.patches.shape == (2, 2 * 4, 32)
+    (alone,) = model([images[1:]])
+    torch.testing.assert_close(tokens.patches[1:], alone.patches)
+    moved = images.clone()
+    moved[:, :, :, 48:] = 0  # the last column of patches
+    (other,) = model([moved])
+    assert not torch.equal(other.patches, tokens.patches)
+
+
+@pytest.mark.parametrize("values", [{"dim": 48}, {"patch_px": 4}])
+def test_a_stem_that_does_not_fit_is_refused(values: dict[str, int]):
+    with pytest.raises(ValueError, match="stem 'conv' needs a dim that is a multiple of 32"):
+        ModelConfig(**(STEM.model_dump() | values))
+
+
+@pytest.mark.parametrize("config", [config_of("registers"), STEM])
+def test_weights_drawn_after_the_meta_device_are_those_drawn_before(config: ModelConfig):
     expected = VisionTransformer(config)
     torch.manual_seed(3)
     expected.init_weights()
