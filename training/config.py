@@ -111,7 +111,8 @@ class HeadConfig(Config):
     hidden_dim: int = Field(default=2048, ge=1)
     bottleneck_dim: int = Field(default=256, ge=1)
     num_layers: int = Field(default=3, ge=1)
-    norm: Literal["none", "batch"] = "none"  # batch: BatchNorm in the MLP, DINO's use_bn_in_head
+    # batch: BatchNorm in the MLP, DINO's use_bn_in_head; batch_all: after its last layer too, without gain and bias
+    norm: Literal["none", "batch", "batch_all"] = "none"
     # dinov2 weight-normalises the prototypes with a gain that starts at 1 and learns; none: dinov3's plain linear
     weight_norm_gain: Literal["trainable", "frozen", "none"] = "trainable"
 

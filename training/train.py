@@ -1,15 +1,18 @@
 """A training run, top to bottom: stages in order, each resumed where it stands.
 
 ``RUN/STAGE/`` holds ``checkpoints/``, ``log.jsonl``, ``plot.png``, ``teacher.safetensors`` (backbone, as timm reads
-it), ``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished. Where a stage
-starts: its latest whole checkpoint; else what ``init.source`` names.
+it), ``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished; ``best/`` holds
+the two files as they were when kNN was highest. Where a stage starts: its latest whole checkpoint; else what
+``init.source`` names.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import platform
 import shutil
+import statistics
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -230,6 +233,8 @@ class Stage:
         rails = Rails(resolved)
         evaluator = self._evaluator()
         record = _last_record(self.folder / "log.jsonl", first) if first >= last else {}
+        if first == 0 and world.is_main:
+            shutil.rmtree(self.folder / "best", ignore_errors=True)  # of a run that never came to a checkpoint
         started = time.monotonic()
         with log, loader:
             batches = iter(loader)
@@ -245,6 +250,7 @@ class Stage:
                     log.bad(step, bad)
                 if evaluator is not None and ((step + 1) % resolved.evaluation.every == 0 or step + 1 == num_steps):
                     record |= evaluator(training.result)
+                    self._keep_best(training.result, record, step)
                 for alarm in rails.check(record, step):
                     log.note(step, alarm)
                     self.say(f"{resolved.name}: step {step:,}: {alarm}")
@@ -259,6 +265,25 @@ class Stage:
         config = self.resolved.checkpoint
         is_kept = config.keep_every is not None and step % config.keep_every == 0
         return step % config.every == 0 or is_kept or step == self._last_step
+
+    def _keep_best(self, result: Network, record: dict[str, float], step: int) -> None:
+        """Write the network to ``best`` where its kNN, the mean over sets, is above that of all before it.
+
+        A run that was killed makes the same ones again, so what it wrote after its last checkpoint stays right.
+        """
+        folder = self.folder / "best"
+        knn = statistics.fmean(record[f"knn_{name}"] for name in self.resolved.evaluation.sets)
+        about = folder / "record.json"
+        best = json.loads(about.read_text())["knn"] if self.world.is_main and about.exists() else -math.inf
+        if not self.world.from_main(knn > best):
+            return
+        state = whole(dict(result.state_dict()))
+        if self.world.is_main:
+            folder.mkdir(exist_ok=True)
+            write_network(folder, state, self.resolved)
+            beside = about.with_suffix(".tmp")
+            beside.write_text(json.dumps({"num_steps": step + 1, "knn": knn}, indent=1))
+            beside.replace(about)
 
     def _gram(self, training: TrainStep, step: int) -> None:
         """Take the teacher of now as the gram teacher at the start of gram, and at each refresh."""

@@ -52,6 +52,24 @@ def test_a_run_leaves_a_teacher_that_timm_loads_and_a_plot(tars, tmp_path):
     assert any("done before" in line for line in quietly(small.recipe(tars, tmp_path / "run")))
 
 
+def test_the_network_that_measured_best_is_kept_and_is_the_same_after_a_kill(tars, tmp_path):
+    sets = {"made": {"train": {"kind": "tars", "location": f"{tars}/*.tar"}}}
+    recipe = small.recipe(tars, tmp_path / "run", evaluation={"sets": sets, "every": 1}, checkpoint={"every": 4})
+    quietly(recipe)
+    stage = tmp_path / "run" / "pretrain"
+    measured = {record["step"] + 1: record["knn_made"] for record in small.steps_of(stage / "log.jsonl")}
+    best = json.loads((stage / "best" / "record.json").read_text())
+    assert best == {"num_steps": min(step for step in measured if measured[step] == best["knn"]), "knn": max(measured.values())}  # fmt: skip
+    weights = network(tmp_path / "run", "pretrain/best")
+    if best["num_steps"] == 8:
+        assert_equal(weights, network(tmp_path / "run"))
+    (stage / "done.json").unlink()
+    (stage / "checkpoints" / "step-00000008" / ".metadata").unlink()  # as if killed after step 4
+    quietly(recipe)
+    assert json.loads((stage / "best" / "record.json").read_text()) == best
+    assert_equal(network(tmp_path / "run", "pretrain/best"), weights)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_killed_run_ends_as_one_that_was_not(tars, tmp_path, num_workers):

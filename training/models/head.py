@@ -56,7 +56,7 @@ class _RowNorm(nn.BatchNorm1d):
 class ProjectionHead(nn.Module):
     """Rows of a backbone to logits over prototypes.
 
-    With ``norm: batch`` the statistics are always those of the rows at hand, in teachers too, whose running ones
+    With BatchNorm the statistics are always those of the rows at hand, in teachers too, whose running ones
     nothing would update; a call then needs two rows at least, or none.
     """
 
@@ -74,12 +74,14 @@ class ProjectionHead(nn.Module):
         layers: list[nn.Module] = []
         for width, next_width in itertools.pairwise(sizes):
             layers.append(nn.Linear(width, next_width))
-            if config.norm == "batch":
+            if config.norm != "none":
                 layers.append(_RowNorm(next_width, track_running_stats=False))
             layers.append(nn.GELU())
-        last = nn.Linear(sizes[-1], config.bottleneck_dim)
+        layers.append(nn.Linear(sizes[-1], config.bottleneck_dim))
+        if config.norm == "batch_all":
+            layers.append(_RowNorm(config.bottleneck_dim, affine=False, track_running_stats=False))
         # dinov2 has no sequence around a single layer, and so other names
-        self.mlp: nn.Module = nn.Sequential(*layers, last) if layers else last
+        self.mlp: nn.Module = nn.Sequential(*layers) if len(layers) > 1 else layers[0]
         self.last_layer = Prototypes(config)
         self.init_weights()
 
