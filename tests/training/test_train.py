@@ -59,7 +59,8 @@ def test_the_network_that_measured_best_is_kept_and_is_the_same_after_a_kill(tar
     stage = tmp_path / "run" / "pretrain"
     measured = {record["step"] + 1: record["knn_made"] for record in small.steps_of(stage / "log.jsonl")}
     best = json.loads((stage / "best" / "record.json").read_text())
-    assert best == {"num_steps": min(step for step in measured if measured[step] == best["knn"]), "knn": max(measured.values())}  # fmt: skip
+    first = min(step for step, knn in measured.items() if knn == max(measured.values()))
+    assert best == {"num_steps": first, "knn": measured[first]}
     weights = network(tmp_path / "run", "pretrain/best")
     if best["num_steps"] == 8:
         assert_equal(weights, network(tmp_path / "run"))
