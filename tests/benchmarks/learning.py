@@ -1,11 +1,11 @@
 """Does it learn? kNN by features that were trained without labels, against the same network trained at rate 0.
 
-    python tests/benchmarks/learning.py --data tiny_imagenet_100c.parquet --folder FOLDER
+    make bench NAME=learning ARGS="--data tiny_imagenet_100c.parquet --folder FOLDER"
 
 Readout fixed beforehand: class token and mean patch, each of length 1, joined; k = 20, cosine, votes
 exp(similarity / 0.07); 20,000 pictures in the bank, 2,000 asked; the last checkpoint. Several seeds; then each part of
-the objective switched off for a tenth of the length. Runs already finished in FOLDER are taken as they are, so it may
-be interrupted. Writes a JSON and ends with one line.
+the objective switched off for a short while, beside all of it for as long. Each run has one thread; two run at once.
+Runs already finished in FOLDER are taken as they are, so it may be interrupted. Writes a JSON and ends with one line.
 """
 
 import argparse
@@ -16,9 +16,14 @@ import statistics
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from pathlib import Path
 
 GOAL_KNN, GOAL_GAIN = 0.14, 0.05
+RATE_0 = ["optim.lr=0", "schedule.length=1", "schedule.warmup=0"]
+SHORT = ["schedule.length=400", "schedule.warmup=20", "evaluation.every=400", "checkpoint.every=400"]
 ABLATIONS = {
     "all": [],
     "no DINO": ["objective.dino.weight=0"],
@@ -28,26 +33,64 @@ ABLATIONS = {
 }
 
 
-def run(folder: Path, options: argparse.Namespace, overrides: list[str]) -> dict[str, float]:
+def run(folder: Path, data: str, overrides: Sequence[str]) -> dict[str, float]:
     """Train, or read what a finished run says: its last record, its wall and CPU seconds."""
     told = folder / "told.json"
     if told.exists():
         return json.loads(told.read_text())
     sets = "evaluation.sets.val"
     command = [sys.executable, "-m", "pipelines.cli", "train", "tiny_imagenet", "--json", f"run={folder}"]
-    command += [f"data.parts.train.location={options.data}", f"{sets}.train.location={options.data}"]
-    command += [f"{sets}.test.location={options.data}", *options.overrides, *overrides]
-    started, before = time.monotonic(), os.times()
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
-    if done.returncode:
-        sys.exit(f"{folder.name}: the run failed")
-    after = os.times()
-    stages = json.loads(done.stdout.splitlines()[-1])["stages"]
-    record = list(stages.values())[-1]
-    cpu_s = after.children_user + after.children_system - before.children_user - before.children_system
-    record |= {"wall_s": time.monotonic() - started, "cpu_s": cpu_s}
+    command += [f"data.parts.train.location={data}", f"{sets}.train.location={data}", f"{sets}.test.location={data}"]
+    started = time.monotonic()
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen([*command, *overrides], stdout=subprocess.PIPE, text=True, env=environment)
+    assert process.stdout is not None
+    shown = process.stdout.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{folder.name}: the run failed")
+    record = list(json.loads(shown.splitlines()[-1])["stages"].values())[-1]
+    record |= {"wall_s": time.monotonic() - started, "cpu_s": used.ru_utime + used.ru_stime}
+    record |= {"peak_mib": used.ru_maxrss / 1024}
     told.write_text(json.dumps(record))
     return record
+
+
+def run_all(
+    runs: dict[str, list[str]], folder: Path, data: str, overrides: Sequence[str]
+) -> dict[str, dict[str, float]]:
+    """Runs by name, two at a time."""
+    with ThreadPoolExecutor(2) as pool:
+        asked = {name: pool.submit(run, folder / name, data, [*overrides, *own]) for name, own in runs.items()}
+        found = {}
+        for name, future in asked.items():
+            found[name] = future.result()
+            record = found[name]
+            shown = "  ".join(f"{key} {100 * record[key]:.2f}" for key in ("knn_val", "knn_val_cls", "knn_val_mean"))
+            print(f"{name:<28} {shown}  {record['cpu_s'] / 60:.1f} CPU min", flush=True)
+    return found
+
+
+def machine() -> dict[str, object]:
+    """What a number was measured on."""
+    return {
+        "machine": platform.processor() or platform.machine(),
+        "num_cpus": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+    }
+
+
+def curve(folder: Path) -> list[dict[str, float]]:
+    """Every measurement of a run."""
+    lines = (json.loads(line) for line in (folder / "pretrain" / "log.jsonl").read_text().splitlines())
+    names = ("knn_val", "knn_val_cls", "knn_val_mean", "dino", "ibot", "rank_me_val")
+    return [
+        {"num_steps": line["step"] + 1} | {name: line[name] for name in names if name in line}
+        for line in lines
+        if "knn_val" in line
+    ]
 
 
 def main() -> int:
@@ -59,31 +102,20 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="where the numbers go; default: FOLDER/learning.json")
     parser.add_argument("overrides", nargs="*", metavar="key.sub=value")
     options = parser.parse_args()
-    trained, still = [], []
-    for seed in range(options.seeds):
-        trained.append(run(options.folder / f"seed{seed}", options, [f"seed={seed}"]))
-        still.append(
-            run(
-                options.folder / f"seed{seed}-rate0",
-                options,
-                [f"seed={seed}", "optim.lr=0", "schedule.length=1", "schedule.warmup=0"],
-            )
-        )
-        for name, record in (("trained", trained[-1]), ("rate 0", still[-1])):
-            shown = "  ".join(f"{key} {100 * record[key]:.2f}" for key in ("knn_val", "knn_val_cls", "knn_val_mean"))
-            print(f"seed {seed}  {name:<8} {shown}  {record['cpu_s'] / 60:.1f} CPU min", flush=True)
+    data = os.path.abspath(options.data)
+    runs = {f"seed{seed}": [f"seed={seed}"] for seed in range(options.seeds)}
+    runs |= {f"seed{seed}-rate0": [f"seed={seed}", *RATE_0] for seed in range(options.seeds)}
+    found = run_all(runs, options.folder, data, options.overrides)
+    trained, still = ([found[f"seed{seed}{end}"] for seed in range(options.seeds)] for end in ("", "-rate0"))
     table = {}
-    length = int(trained[0]["num_steps"])
-    for name, overrides in ABLATIONS.items() if not options.without_ablations else ():
-        short = [f"schedule.length={length // 10}", f"schedule.warmup={length // 100}"]
-        table[name] = run(options.folder / name.replace(" ", "-"), options, [*short, *overrides])
-        print(f"{length // 10} steps, {name:<22} kNN {100 * table[name]['knn_val']:.2f}", flush=True)
+    if not options.without_ablations:
+        short = {f"short: {name}": [*SHORT, *own] for name, own in ABLATIONS.items()}
+        table = run_all(short, options.folder, data, options.overrides)
     worst = min(record["knn_val"] for record in trained)
     gain = min(one["knn_val"] - other["knn_val"] for one, other in zip(trained, still, strict=True))
-    facts = {
-        "machine": platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
+    facts = machine() | {
         "trained": trained,
+        "curves": [curve(options.folder / f"seed{seed}") for seed in range(options.seeds)],
         "rate_0": still,
         "ablations": table,
         "median_knn": statistics.median(record["knn_val"] for record in trained),
