@@ -8,7 +8,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help env curate train test test-all lint format bench clean
+.PHONY: help env curate train test test-all test-gpu lint format bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ test: $(READY) ## run the tests (about ten minutes on two cores)
 
 test-all: $(READY) ## run the long matrices too
 	@$(VENV)/bin/pytest $(ARGS)
+
+test-gpu: $(READY) ## run what needs a GPU; skipped where there is none
+	@$(VENV)/bin/pytest tests/gpu -rs $(ARGS)
 
 lint: $(READY) ## ruff and mypy
 	@$(VENV)/bin/ruff check .

@@ -104,7 +104,7 @@ class Checkpoints:
         """Bring the state after ``step`` steps into the networks and the optimiser, whatever ranks wrote it.
 
         Raises:
-            ConfigError: its tensors are not those of this recipe.
+            ConfigError: it cannot be read, or its tensors are not those of this recipe.
         """
         state = tensors(training)
         try:
@@ -112,7 +112,10 @@ class Checkpoints:
                 load(state, checkpoint_id=self._path(step), no_dist=self.world.mesh is None)
         except Exception as error:
             text = " ".join(str(error).split())
-            raise ConfigError(f"{self._path(step)}: does not fit this recipe: {text:.300}") from None
+            raise ConfigError(
+                f"{self._path(step)}: cannot be taken up, it is damaged or of another recipe; remove it to go on from "
+                f"the one before: {text:.300}"
+            ) from None
 
     def _prune(self) -> None:
         """Remove all but the latest ``keep``, and those that ``keep_every`` names."""
