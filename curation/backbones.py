@@ -299,7 +299,7 @@ def _open_checkpoint(config: BackboneConfig, path: Path) -> Loaded:
     with safe_open(str(path), framework="pt") as file:
         metadata = file.metadata() or {}
     model: Any
-    if "architecture" not in metadata and "model" in metadata:  # a backbone that only the trainer builds
+    if "architecture" not in metadata and "img_size" in metadata:  # a backbone that only the trainer builds
         from training.export import Embedder, read_network
 
         model = Embedder(read_network(path, with_heads=False).network.backbone)

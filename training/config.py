@@ -28,12 +28,23 @@ class Config(BaseModel):
 
     def fingerprint_values(self) -> dict[str, Any]:
         """The values that decide content, JSON-able, execution fields left out."""
-        values: dict[str, Any] = {}
-        for name, info in type(self).model_fields.items():
-            if isinstance(info.json_schema_extra, dict) and info.json_schema_extra.get("execution"):
-                continue
-            values[name] = _plain(getattr(self, name))
+        return {name: _plain(getattr(self, name)) for name in self._content_fields()}
+
+    def filled(self, values: dict[str, Any]) -> dict[str, Any]:
+        """``fingerprint_values`` of an older version, with the fields that it had not yet at their defaults."""
+        values = dict(values)
+        for name in self._content_fields():
+            own, info = getattr(self, name), type(self).model_fields[name]
+            if name not in values and not info.is_required():
+                values[name] = _plain(info.get_default(call_default_factory=True))
+            elif isinstance(own, Config) and isinstance(values.get(name), dict):
+                values[name] = own.filled(values[name])
         return values
+
+    @classmethod
+    def _content_fields(cls) -> list[str]:
+        extras = {name: info.json_schema_extra for name, info in cls.model_fields.items()}
+        return [name for name, extra in extras.items() if not (isinstance(extra, dict) and extra.get("execution"))]
 
 
 def _plain(value: Any) -> Any:
@@ -70,7 +81,7 @@ class ModelConfig(Config):
     num_heads: int | None = Field(default=None, ge=1, description="null: that of arch")
     patch_px: int = Field(default=14, ge=1)
     # linear: each patch on its own, as published; conv: overlapping 3 x 3 convolutions before it (Xiao et al. 2021),
-    # which small networks on few pictures learn much faster with
+    # with which small networks on few pictures learn faster; optim.patch_embed_lr is theirs too
     stem: Literal["linear", "conv"] = "linear"
     image_px: int = Field(default=224, ge=1, description="side of the square that the position grid is stored for")
     ffn: Literal["mlp", "swiglu"] = "mlp"

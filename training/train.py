@@ -1,9 +1,9 @@
 """A training run, top to bottom: stages in order, each resumed where it stands.
 
 ``RUN/STAGE/`` holds ``checkpoints/``, ``log.jsonl``, ``plot.png``, ``teacher.safetensors`` (backbone, as timm reads
-it), ``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished; ``best/`` holds
-the two files as they were when kNN was highest. Where a stage starts: its latest whole checkpoint; else what
-``init.source`` names.
+it where it can), ``network.safetensors`` (backbone and heads, dinov2's names) and ``done.json`` when it is finished;
+``best/`` holds the two files as they were when kNN was highest. Where a stage starts: its latest whole checkpoint; else
+what ``init.source`` names.
 """
 
 from __future__ import annotations
@@ -206,7 +206,7 @@ class Stage:
         begun = (self.folder / "done.json").exists() or any(checkpoints.glob("step-*/.metadata"))
         text = None
         if self.world.is_main and begun and path.exists():
-            text = _first_difference(json.loads(path.read_text()), values)
+            text = _first_difference(self.resolved.filled(json.loads(path.read_text())), values)
         elif self.world.is_main:
             beside = path.with_suffix(".tmp")
             beside.write_text(json.dumps(values, indent=1))

@@ -65,14 +65,20 @@ def run_all(
     runs: dict[str, list[str]], folder: Path, data: str, overrides: Sequence[str]
 ) -> dict[str, dict[str, float]]:
     """Runs by name, two at a time."""
-    with ThreadPoolExecutor(2) as pool:
-        asked = {name: pool.submit(run, folder / name, data, [*overrides, *own]) for name, own in runs.items()}
-        found = {}
+    pool = ThreadPoolExecutor(2)
+    asked = {
+        name: pool.submit(run, folder / name.replace(" ", "-"), data, [*overrides, *own]) for name, own in runs.items()
+    }
+    found = {}
+    try:
         for name, future in asked.items():
-            found[name] = future.result()
-            record = found[name]
+            record = found[name] = future.result()
             shown = "  ".join(f"{key} {100 * record[key]:.2f}" for key in ("knn_val", "knn_val_cls", "knn_val_mean"))
             print(f"{name:<28} {shown}  {record['cpu_s'] / 60:.1f} CPU min", flush=True)
+    except RuntimeError as error:
+        sys.exit(str(error))
+    finally:
+        pool.shutdown(cancel_futures=True)
     return found
 
 
@@ -137,7 +143,7 @@ def main() -> int:
     trained, still = ([found[f"seed{seed}{end}"] for seed in range(options.seeds)] for end in ("", "-rate0"))
     table = {}
     if not options.without_ablations:
-        short = {f"short: {name}": [*SHORT, *own] for name, own in ABLATIONS.items()}
+        short = {f"short {name}": [*SHORT, *own] for name, own in ABLATIONS.items()}
         table = run_all(short, options.folder, data, options.overrides)
     worst = min(record["knn_val"] for record in trained)
     gain = min(one["knn_val"] - other["knn_val"] for one, other in zip(trained, still, strict=True))

@@ -97,6 +97,11 @@ def test_another_recipe_or_another_set_is_refused_by_name(tars, tmp_path):
     quietly(small.recipe(tars, run))
     with pytest.raises(ConfigError, match=r"optim\.lr was 0\.002, is 0\.001"):
         quietly(small.recipe(tars, run, optim={"lr": 0.001}))
+    begun_with = run / "pretrain" / "recipe.json"
+    values = json.loads(begun_with.read_text())
+    del values["model"]["stem"]  # of a version that had no such key
+    begun_with.write_text(json.dumps(values))
+    quietly(small.recipe(tars, run))
     other = tmp_path / "tars"
     small.write_tars(other)
     small.write_tars(tmp_path / "more", num_tars=1, per_tar=5)
@@ -150,7 +155,7 @@ def test_micro_batches_change_nothing(tars, tmp_path):
     ],
 )
 def test_ranks_agree_with_one_process(tars, tmp_path, mode, ranks):
-    changes = {"schedule": {"length": 4}}
+    changes = {"schedule": {"length": 4}, "model": {"stem": "conv"}}
     quietly(small.recipe(tars, tmp_path / "one", **changes))
     shard = {"shard_size": 2} if mode == "hsdp" else {}
     parallel = {"parallel": {"mode": mode, **shard}}
@@ -176,22 +181,27 @@ def test_stages_follow_each_other(tars, tmp_path):
     recipe = small.recipe(
         tars,
         tmp_path / "run",
+        model={"stem": "conv"},
         stages={
             "pretrain": {},
             "gram": {"kind": "gram", "changes": {"objective": {"gram": {"weight": 1.0, "start": 2, "refresh": 3}}}},
             "highres": {"kind": "highres", "changes": {"views": {"global_px": 48}, "model": {"image_px": 48}}},
-            "distill": {"kind": "distill", "changes": {"model": {"dim": 16, "image_px": 32}}},
+            "distill": {"kind": "distill", "changes": {"model": {"dim": 16, "image_px": 32, "stem": "linear"}}},
             "features": {
                 "kind": "distill",
                 "distill": {"mode": "feature", "teacher": str(tmp_path / "run" / "highres" / "network.safetensors")},
-                "changes": {"model": {"dim": 16, "image_px": 32}},
+                "changes": {"model": {"dim": 16, "image_px": 32, "stem": "linear"}},
             },
         },
     )
     lines = quietly(recipe)
     assert any("4 x 4 to 6 x 6" in line for line in lines), lines
     # A network without heads, and a bare backbone, are teachers of features too.
-    for name, teacher in (("headless", "features/network.safetensors"), ("timm", "highres/teacher.safetensors")):
+    for name, teacher in (
+        ("headless", "features/network.safetensors"),
+        ("ours", "highres/teacher.safetensors"),
+        ("timm", "distill/teacher.safetensors"),
+    ):
         stage = {"kind": "distill", "distill": {"mode": "feature", "teacher": str(tmp_path / "run" / teacher)}}
         quietly(small.recipe(tars, tmp_path / name, stages={"distill": stage}, schedule={"length": 2}))
     terms = [set(small.steps_of(tmp_path / "run" / name / "log.jsonl")[-1]) for name in recipe.stages]

@@ -7,16 +7,17 @@ step has the same pictures, views and masks whatever the number of ranks, micro-
 
 from __future__ import annotations
 
-import itertools
 import multiprocessing
-import os
 import signal
-import threading
 import time
-from collections import deque
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from types import TracebackType
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -29,6 +30,7 @@ from training.data.masks import plan_ratios
 from training.data.samples import BadSample, DataError, Reader, decode_shortest_px
 
 _VIEWS = 0x56  # purpose of randomness
+_PATIENCE_S = 10.0  # with a worker that was told to end
 
 
 class MicroBatches:
@@ -126,14 +128,15 @@ class Loader:
         start_step: int,
         device: torch.device | None = None,
     ) -> None:
-        self._made = MicroBatches(resolved, index, rank=rank, world=world)
-        self.num_micros = self._made.num_micros
-        self._numbers = iter(range(start_step * self.num_micros, resolved.num_steps * self.num_micros))
-        self._ahead: deque[Future[Batch]] = deque()  # asked for and not handed out, in order
-        self._num_ahead = resolved.data.num_workers * resolved.data.prefetch
-        self._workers = _start_workers(resolved.data.num_workers, self._made) if resolved.data.num_workers else None
-        is_pinned = device is not None and device.type == "cuda"
-        self._pinner = ThreadPoolExecutor(1, "pin batches") if is_pinned else None
+        made = MicroBatches(resolved, index, rank=rank, world=world)
+        self.num_micros = made.num_micros
+        numbers = range(start_step * self.num_micros, resolved.num_steps * self.num_micros)
+        self._workers = [_start_worker(made) for _ in range(resolved.data.num_workers)]
+        self._batches: Iterator[Batch] = map(made.__getitem__, numbers)
+        if self._workers:
+            self._batches = _in_order(self._workers, numbers, resolved.data.prefetch)
+        if device is not None and device.type == "cuda":
+            self._batches = _pinned(self._batches)
         self._wait_s = 0.0
         self._bad: list[BadSample] = []
 
@@ -149,27 +152,11 @@ class Loader:
         """
         start = time.monotonic()
         try:
-            batch = self._next()
-        except BrokenProcessPool:
-            raise DataError(
-                "a worker of the loader is gone: it was killed, perhaps for want of memory; "
-                "data.num_workers and data.prefetch say how many batches are made at once"
-            ) from None
+            batch = next(self._batches)
         finally:
             self._wait_s += time.monotonic() - start
         self._bad += batch.bad
         return batch
-
-    def _next(self) -> Batch:
-        if self._workers is None:
-            batch = self._made[next(self._numbers)]
-            return batch.pin_memory() if self._pinner is not None else batch
-        for number in itertools.islice(self._numbers, self._num_ahead - len(self._ahead)):
-            future = self._workers.submit(_make, number)
-            self._ahead.append(self._pinner.submit(_pinned, future) if self._pinner is not None else future)
-        if not self._ahead:
-            raise StopIteration
-        return self._ahead.popleft().result()
 
     def take_wait_s(self) -> float:
         """Seconds that the training waited for batches, since the last call."""
@@ -182,13 +169,12 @@ class Loader:
         return taken
 
     def close(self) -> None:
-        """End the workers, each after the batch that it is making; no batch comes any more."""
-        self._numbers = iter(range(0))
-        self._ahead.clear()
-        if self._workers is not None:
-            self._workers.shutdown(cancel_futures=True)
-        if self._pinner is not None:
-            self._pinner.shutdown(cancel_futures=True)
+        """End the workers, whatever they are at; no batch comes any more."""
+        for worker in self._workers:
+            worker.process.terminate()
+        for worker in self._workers:
+            worker.process.join(_PATIENCE_S)
+        self._batches = iter(())
 
     def __enter__(self) -> Loader:
         return self
@@ -199,39 +185,87 @@ class Loader:
         self.close()
 
 
-def _pinned(future: Future[Batch]) -> Batch:
-    return future.result().pin_memory()
+def _pinned(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same in page-locked memory, one batch ahead in a thread."""
+
+    def take() -> Batch | None:
+        batch = next(batches, None)
+        return batch.pin_memory() if batch is not None else None
+
+    with ThreadPoolExecutor(1, "pin batches") as thread:
+        ahead = thread.submit(take)
+        while (batch := ahead.result()) is not None:
+            ahead = thread.submit(take)
+            yield batch
 
 
-# Workers. torch's own loader shares locks with them, and waits for ever where one is killed while it holds one.
+# Workers. Each has a pipe of its own and shares nothing with the others: where one is killed, whatever it was at, its
+# pipe ends. (torch's own loader and a pool of processes share locks and pipes, and may then wait for ever.)
 
-_MADE: list[MicroBatches] = []  # of a worker, one
+
+class _Worker(NamedTuple):
+    process: BaseProcess
+    pipe: Connection
 
 
-def _start_workers(num_workers: int, made: MicroBatches) -> ProcessPoolExecutor:
+def _start_worker(made: MicroBatches) -> _Worker:
     # Not fork: this process has threads (of torch, of checkpoints, of a bucket's client). The server that workers are
     # forked from loads torch once for all of them.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["torch"])
-    return ProcessPoolExecutor(num_workers, mp_context=context, initializer=_start_worker, initargs=(made,))
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_work, args=(made, theirs), daemon=True)
+    process.start()
+    theirs.close()  # else the pipe would not end with the worker
+    return _Worker(process, ours)
 
 
-def _start_worker(made: MicroBatches) -> None:
+def _work(made: MicroBatches, pipe: Connection) -> None:
+    """Make the micro-batches whose numbers come, until the training is gone."""
     import pyarrow as pa
 
     torch.set_num_threads(1)
     pa.set_cpu_count(1)  # OpenCV is held to one thread elsewhere
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the training ends its workers
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    _MADE.append(made)
+    with suppress(EOFError, ConnectionError):
+        while True:
+            number = pipe.recv()
+            result: Batch | Exception
+            try:
+                result = made[number]
+            except Exception as error:
+                error.add_note(f"in a worker of the loader:\n{traceback.format_exc()}")
+                result = error
+            pipe.send(result)
 
 
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)  # a killed training leaves no worker behind
+def _in_order(workers: Sequence[_Worker], numbers: range, prefetch: int) -> Iterator[Batch]:
+    """Micro-batches by number, which workers make in turn, each ``prefetch`` ahead."""
+    num_ahead = prefetch * len(workers)
+    for place, number in enumerate(numbers[:num_ahead]):
+        workers[place % len(workers)].pipe.send(number)
+    return _answers(workers, numbers, num_ahead)
 
 
-def _make(number: int) -> Batch:
-    return _MADE[0][number]
+def _answers(workers: Sequence[_Worker], numbers: range, num_ahead: int) -> Iterator[Batch]:
+    for place in range(len(numbers)):
+        worker = workers[place % len(workers)]
+        try:
+            result = worker.pipe.recv()
+            for following in numbers[place + num_ahead : place + num_ahead + 1]:
+                worker.pipe.send(following)
+        except (EOFError, OSError) as error:
+            raise DataError(_what_happened(worker.process, error)) from None
+        if isinstance(result, Exception):
+            raise result
+        yield cast(Batch, result)
+
+
+def _what_happened(process: BaseProcess, error: Exception) -> str:
+    process.join(1)
+    if process.exitcode is None:
+        return f"a batch cannot be taken from a worker of the loader: {error}"
+    return (
+        f"a worker of the loader is gone (exit code {process.exitcode}); -9 is often a want of memory: "
+        "data.num_workers and data.prefetch say how many batches are made at once"
+    )

@@ -29,7 +29,8 @@ class Tokens(NamedTuple):
 class PatchEmbed(nn.Module):
     """Pictures [C, 3, H, W] to patches [C, N, D], row by row.
 
-    With a convolutional stem (Xiao et al. 2021) a patch also sees up to 7 px of its neighbours, hidden ones too.
+    With a convolutional stem (Xiao et al. 2021) a patch also sees the edges of its neighbours, hidden ones too, and
+    through the norms' statistics a little of the whole crop.
     """
 
     def __init__(self, dim: int, patch_px: int, stem: str) -> None:
@@ -52,7 +53,7 @@ class PatchEmbed(nn.Module):
 def _conv_stem(dim: int) -> nn.Sequential:
     """[C, 3, H, W] to [C, D, H / 8, W / 8].
 
-    Group norm and not batch norm: a crop's tokens then depend on that crop alone, in teacher, export and every rank.
+    Group norm and not batch norm: a crop's tokens hang on no other crop, in teacher, export and every rank.
     """
     layers: dict[str, nn.Module] = {}
     widths = (3, dim // 4, dim // 2, dim)

@@ -6,9 +6,11 @@ import os
 import signal
 import time
 from collections import Counter
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import torch
 from PIL import Image
@@ -16,7 +18,7 @@ from PIL import Image
 from training.config import ConfigError, Resolved, TrainRecipe, ViewConfig, lay_over
 from training.data.collate import Batch
 from training.data.index import Index
-from training.data.loader import Loader, micro_batches
+from training.data.loader import Loader, _in_order, _Worker, micro_batches
 from training.data.pixels import MAX_PIXELS
 from training.data.samples import DataError, Reader, decode_shortest_px
 from training.data.tars import TarWriter
@@ -251,15 +253,44 @@ def test_a_blank_picture_is_a_picture(tmp_path: Path):
 
 
 def test_a_worker_that_is_killed_ends_the_run_in_one_line(tars: Path):
-    of = resolved(tars, data={"num_workers": 1, "prefetch": 1}, schedule={"length": 1000})
+    of = resolved(tars, data={"num_workers": 2, "prefetch": 1}, schedule={"length": 1000})
     with Loader(of, Index.open(of.data), rank=0, world=1, start_step=0) as loader:
         next(loader)
-        (worker,) = multiprocessing.active_children()
+        worker = multiprocessing.active_children()[-1]
         assert worker.pid is not None
         os.kill(worker.pid, signal.SIGKILL)
-        with pytest.raises(DataError, match="a worker of the loader is gone") as caught:
+        with pytest.raises(DataError, match=r"a worker of the loader is gone \(exit code -9\)") as caught:
             list(loader)
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()
+
+
+def _dies_in_the_midst(pipe: Connection) -> None:
+    os.write(pipe.fileno(), (1000).to_bytes(4) + b"half of it")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_is_killed_while_it_hands_over_a_batch_ends_the_run():
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_dies_in_the_midst, args=(theirs,))
+    process.start()
+    theirs.close()
+    with pytest.raises(DataError, match="a worker of the loader is gone"):
+        next(_in_order([_Worker(process, ours)], range(3), prefetch=1))
+
+
+def test_a_closed_loader_leaves_no_worker(tars: Path):
+    of = resolved(tars, data={"num_workers": 1, "prefetch": 1})
+    loader = Loader(of, Index.open(of.data), rank=0, world=1, start_step=0)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid is not None
+    next(loader)
+    start = time.monotonic()
+    loader.close()
+    assert time.monotonic() - start < 5
+    assert not psutil.pid_exists(worker.pid)
+    assert list(loader) == []
 
 
 # Sizes

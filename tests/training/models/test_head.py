@@ -48,8 +48,15 @@ def test_rows_of_zeros_give_finite_gradients():
 
 
 def test_no_rows_give_no_logits():
-    for norm in ("none", "batch"):
+    for norm in ("none", "batch", "batch_all"):
         assert small(norm=norm)(torch.zeros(0, 8)).shape == (0, 10)
+
+
+def test_batch_norm_after_the_bottleneck_spreads_rows_that_lie_on_one_side():
+    rows = torch.randn(50, 8) + 20
+    for norm, is_spread in (("none", False), ("batch_all", True)):
+        z = small(norm=norm).project(rows)
+        assert bool(z.mean(0).norm() < 0.5) == is_spread, norm
 
 
 def test_frozen_gain_does_not_learn():
