@@ -27,7 +27,7 @@ from pipelines.train import load_training_recipe
 GOAL_KNN, GOAL_GAIN = 0.14, 0.05
 HAND_MADE = 17.85  # kNN % of HOG with pixels on the same bank, the best of the hand-made features
 RATE_0 = ["optim.lr=0", "schedule.length=1", "schedule.warmup=0"]
-SHORT = ["schedule.length=400", "schedule.warmup=20", "evaluation.every=400", "checkpoint.every=400"]
+SHORT = ["schedule.length=250", "schedule.warmup=15", "evaluation.every=250", "checkpoint.every=250"]
 ABLATIONS = {
     "all": [],
     "no DINO": ["objective.dino.weight=0"],

@@ -34,12 +34,12 @@ HIGHRES = [
     f"model.image_px={HIGH_PX}",
     *SHOWN_AT_HIGH,
     "optim.lr=0.0001",
-    "schedule.length=150",
-    "schedule.warmup=15",
-    "evaluation.every=150",
+    "schedule.length=100",
+    "schedule.warmup=10",
+    "evaluation.every=100",
 ]
 SMALL = ["model.dim=64", "model.depth=4", "model.num_heads=2"]
-SMALL += ["schedule.length=500", "schedule.warmup=25", "evaluation.every=500"]
+SMALL += ["schedule.length=300", "schedule.warmup=15", "evaluation.every=300"]
 
 
 def evaluator(data: str, overrides: list[str]) -> Evaluator:
