@@ -19,6 +19,7 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -54,6 +55,9 @@ class Store(Protocol):
 
     def tag(self, path: str) -> str | None:
         """What changes whenever the object does; None where there is none."""
+
+    def modified(self, path: str) -> datetime:
+        """When an object was written, in UTC."""
 
     def create(self, path: str, source: Path) -> bool:
         """Store a file under a name that nothing has; False when something has it."""
@@ -97,6 +101,9 @@ class LocalStore:
         except FileNotFoundError:
             return None
         return f"{stat.st_ino}-{stat.st_mtime_ns}-{stat.st_size}"
+
+    def modified(self, path: str) -> datetime:  # noqa: D102
+        return datetime.fromtimestamp((self.path / path).stat().st_mtime, UTC)
 
     def create(self, path: str, source: Path) -> bool:  # noqa: D102
         beside, target = self._beside(path, source)
@@ -183,6 +190,12 @@ class S3Store:
             return str(obstore.head(self._client, path)["e_tag"])
         except FileNotFoundError:
             return None
+
+    def modified(self, path: str) -> datetime:  # noqa: D102
+        import obstore
+
+        written: datetime = obstore.head(self._client, path)["last_modified"]
+        return written.astimezone(UTC)
 
     def create(self, path: str, source: Path) -> bool:  # noqa: D102
         import obstore

@@ -107,11 +107,14 @@ def _parser() -> argparse.ArgumentParser:
         ("clean", _clean, "remove stored objects that no table names any more"),
     ):
         _run_argument(command(name, do, text)).add_argument("--json", action="store_true")
+    sub = command("card", _card, "write a card of a finished run: card.md for people, card.json for programs")
+    sub.add_argument("run", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the same as --run RUN")
+    _run_argument(sub).add_argument("--json", action="store_true", help="print the card as JSON")
     sub = command("explain", _explain, "tell the whole life of one picture")
     sub.add_argument("picture", metavar="ID|URL")
     _run_argument(sub)
     sub = command("sql", _sql, "run a report, view or check of sql/, or a file of your own")
-    sub.add_argument("name", help="funnel, reasons, hosts, clusters, composition, a check, or a path that ends in .sql")
+    sub.add_argument("name", help="a report (funnel, hosts, query_sets, …), a view, a check, or a path ending in .sql")
     _run_argument(sub).add_argument("--json", action="store_true")
     sub = command("score", _score, "hold a run against the truth of its sample web")
     _run_argument(sub).add_argument("--json", action="store_true")
@@ -376,6 +379,18 @@ def _report(options: argparse.Namespace) -> int:
 
     path = write_page(options.run)
     print(json.dumps({"page": str(path)}) if options.json else f"page      {path}")
+    return 0
+
+
+def _card(options: argparse.Namespace) -> int:
+    from pipelines.results import CARD, CARD_JSON, write_card
+
+    card = write_card(options.run)
+    if options.json:
+        print(json.dumps(card))
+    else:
+        print(f"card      {options.run}/{CARD}")
+        print(f"json      {options.run}/{CARD_JSON}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""What looks at a run that is there: its tables in DuckDB, its score, its state, its page, and what may be removed."""
+"""What looks at a run that is there: its tables in DuckDB, score, state, page and card, and what may be removed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
 from curation.store import Lease, LocalStore, Store, lease_holder, open_store, read_footer, read_part
-from pipelines.session import RECIPE, local_copy, read_state, unnamed_objects
+from pipelines.session import RECIPE, local_copy, put_text, read_state, unnamed_objects
 from training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ _OBJECTS = {
     "blurred": ("detections", "blurred_object"),
     "small": ("detections", "small_object"),
 }
+_LIST_OF_TARS = Part("run", "shards", 0).path
+CARD, CARD_JSON = "card.md", "card.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,7 +180,7 @@ def _table_status(name: str, store: Store, state: Mapping[str, Any], shards: Map
     return {"table": name, "kind": table.kind, "num_parts": len(there), "num_shards": num_shards, "num_rows": num_rows}
 
 
-# Tars, page, objects
+# Tars, page, card, objects
 
 
 def verify_run(run: str) -> tuple[list[str], int]:
@@ -189,11 +191,15 @@ def verify_run(run: str) -> tuple[list[str], int]:
     """
     from curation.export.verify import verify
 
+    return verify(_with_tars(run))
+
+
+def _with_tars(run: str) -> Store:
     state_of(run)
     store = open_store(run)
-    if not store.exists(Part("run", "shards", 0).path):
+    if not store.exists(_LIST_OF_TARS):
         raise ConfigError(f"run {run} has no tars yet; go on with lvd curate")
-    return verify(store)
+    return store
 
 
 def write_page(run: str) -> Path:
@@ -205,6 +211,32 @@ def write_page(run: str) -> Path:
         path = (store.path if isinstance(store, LocalStore) else Path()) / "report.html"
         write_report(database.connection, path, pool.read_range)
     return path
+
+
+def write_card(run: str) -> dict[str, Any]:
+    """Write ``card.md`` and ``card.json`` into a finished run; what they say, see ``pipelines.report.card``.
+
+    Raises:
+        ConfigError: there is no run, it is not finished, or somebody works on it.
+    """
+    from pipelines.curate import CurateRecipe
+    from pipelines.recipe import load_recipe
+    from pipelines.report.card import card
+    from pipelines.report.markdown import format_card
+
+    store = _with_tars(run)
+    if (holder := lease_holder(store)) is not None:
+        raise ConfigError(f"run {run}: {holder} works on it; wait for it")
+    if not store.exists(RECIPE):
+        raise ConfigError(f"run {run} has lost its {RECIPE}, which says what it was made by; put it back")
+    with opened(run) as database, tempfile.TemporaryDirectory(prefix="lvd-") as temporary:
+        scratch = Path(temporary)
+        (scratch / RECIPE).write_bytes(store.read(RECIPE))
+        recipe = load_recipe(CurateRecipe, str(scratch / RECIPE)).model_dump(mode="json")
+        found = card(database, recipe, finished=store.modified(_LIST_OF_TARS).date().isoformat())
+        put_text(store, CARD, format_card(found), scratch)
+        put_text(store, CARD_JSON, json.dumps(found, indent=1, ensure_ascii=False), scratch)
+    return found
 
 
 def clean(run: str) -> dict[str, int]:

@@ -147,7 +147,7 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             return _outcome(Summary(), lines, started, ledger)
         for text in describe_plan(lines):
             say(text)
-        _put(run, RECIPE, dump_recipe(recipe), scratch)
+        put_text(run, RECIPE, dump_recipe(recipe), scratch)
         if recipe.sample_web is not None and any(line.num_undone for line in lines if line.stage in _BEFORE_FETCHED):
             recipe = stack.enter_context(_served(recipe))
         where = Where(
@@ -163,7 +163,7 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             check_lease(pool, leases[0])
             check_lease(run, leases[1])
 
-        _put(run, STATE, _state(recipe, ledger, before), scratch)  # so that status sees a run that lives
+        put_text(run, STATE, _state(recipe, ledger, before), scratch)  # so that status sees a run that lives
         driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say, check)
         try:
             summary = driver.run()
@@ -173,7 +173,7 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             _remove_tars(run, stages)
         finally:
             if lease_token(run) == leases[1]:
-                _put(run, STATE, _state(recipe, ledger, before), scratch)
+                put_text(run, STATE, _state(recipe, ledger, before), scratch)
         return _outcome(summary, lines, started, ledger)
 
 
@@ -261,7 +261,8 @@ def _remove_tars(run: Store, stages: Sequence[Stage]) -> None:
             run.delete(path)
 
 
-def _put(store: Store, path: str, text: str, scratch: Path) -> None:
+def put_text(store: Store, path: str, text: str, scratch: Path) -> None:
+    """Put a text in place in one step; one that is there already stays as it is."""
     if store.exists(path) and store.read(path).decode() == text:
         return
     file = scratch / "put"

@@ -66,6 +66,9 @@ def test_reports(exported: Any):
     assert dict(composition.num_pictures) == {"dogs": 4, "flowers": 2}
     assert dict(composition.num_blurred) == {"dogs": 1, "flowers": 0}
     assert composition.share.sum() == pytest.approx(1)
+    query_sets = run_sql(connection, "query_sets").set_index("query_set")
+    assert list(query_sets.loc["flowers"]) == [3, 2, 0, 2]
+    assert list(query_sets.loc["dogs"]) == [2, 1, 4, 4]
 
 
 def test_a_good_run_passes_all_checks(exported: Any):

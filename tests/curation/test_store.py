@@ -1,6 +1,7 @@
 import json
 import os
 import socket
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -73,6 +74,13 @@ def test_a_part_is_replaced_only_when_it_is_the_one_that_was_read(tmp_path):
     tag = store.tag("a")
     assert store.replace("a", written(tmp_path, TABLE.slice(1))[0], tag)
     assert not store.replace("a", written(tmp_path, TABLE.slice(2))[0], tag)
+
+
+def test_when_an_object_was_written(tmp_path):
+    store = LocalStore(str(tmp_path))
+    (tmp_path / "a").write_text("a")
+    os.utime(tmp_path / "a", (86_400, 86_400))
+    assert store.modified("a") == datetime(1970, 1, 2, tzinfo=UTC)
 
 
 def test_what_a_killed_writer_left_is_swept(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from curation.export.export import ExportConfig
 from curation.store import Lease
-from pipelines.results import clean, opened, score_run, status, verify_run, write_page
+from pipelines.results import clean, opened, score_run, status, verify_run, write_card, write_page
 from pipelines.sample_web.truth import TRUTH_SCHEMA
 from training.config import ConfigError
 
@@ -19,7 +19,7 @@ def run(small_run: Any) -> str:
     return str(small_run.run)
 
 
-@pytest.mark.parametrize("look", [status, verify_run, write_page, clean])
+@pytest.mark.parametrize("look", [status, verify_run, write_page, write_card, clean])
 def test_without_a_run_all_say_what_to_do(tmp_path: Path, look: Any):
     arguments = (False,) if look is status else ()
     with pytest.raises(ConfigError, match=r"no run at .*; make one with lvd curate smoke"):
