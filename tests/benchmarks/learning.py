@@ -27,7 +27,7 @@ from pipelines.train import load_training_recipe
 GOAL_KNN, GOAL_GAIN = 0.14, 0.05
 HAND_MADE = 17.85  # kNN % of HOG with pixels on the same bank, the best of the hand-made features
 RATE_0 = ["optim.lr=0", "schedule.length=1", "schedule.warmup=0"]
-SHORT = ["schedule.length=250", "schedule.warmup=15", "evaluation.every=250", "checkpoint.every=250"]
+SHORT = ["schedule.length=200", "schedule.warmup=10", "evaluation.every=200", "checkpoint.every=200"]
 ABLATIONS = {
     "all": [],
     "no DINO": ["objective.dino.weight=0"],
