@@ -266,18 +266,18 @@ def test_a_run_on_an_object_store_has_its_card_there(small_run: Any, monkeypatch
             monkeypatch.setenv(name, "test")
         monkeypatch.setenv("AWS_REGION", "us-east-1")
         monkeypatch.setenv("NO_PROXY", host)
-        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/lab", method="PUT")).close()
-        client = S3Store("lab", config={"allow_http": "true"})
+        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/cards", method="PUT")).close()
+        client = S3Store("cards", config={"allow_http": "true"})
         state = small_run.run / "state.json"
-        state.write_text(json.dumps({**json.loads(state.read_text()), "pool": "s3://lab/pool"}))
+        state.write_text(json.dumps({**json.loads(state.read_text()), "pool": "s3://cards/pool"}))
         for path in (path for root in (small_run.pool, small_run.run) for path in root.rglob("*") if path.is_file()):
             if not path.name.startswith("card."):
                 obstore.put(client, path.relative_to(small_run.pool.parent).as_posix(), path)
-        there = write_card("s3://lab/run")
+        there = write_card("s3://cards/run")
         assert {**there, "finished": None} == {**here, "finished": None}
         assert abs(datetime.date.fromisoformat(there["finished"]) - datetime.date.today()).days <= 1
         assert bytes(obstore.get(client, "run/card.md").bytes()).decode() == format_card(there)
-        write_card("s3://lab/run")  # again, over the one that is there
+        write_card("s3://cards/run")  # again, over the one that is there
     finally:
         server.stop()
 
