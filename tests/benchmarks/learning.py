@@ -120,8 +120,10 @@ def draw(facts: dict[str, Any], path: Path) -> None:
             axes.plot(seen, measured, marker="o", markersize=3, label=f"seed {seed}")
         for name, value in {"the same network at rate 0": 100 * rate_0, "HOG and pixels, by hand": HAND_MADE}.items():
             axes.axhline(value, color="#6b6b6b", linestyle="--", linewidth=1)
-            axes.annotate(name, (0, value), xytext=(2, 3), textcoords="offset points", color="#6b6b6b")
-        axes.set(xlabel="thousand pictures seen, of 20,000", ylim=(0, None))
+            axes.annotate(
+                name, (1, value), (0, 3), ("axes fraction", "data"), "offset points", color="#6b6b6b", ha="right"
+            )
+        axes.set(xlabel="thousand pictures seen, of 20,000", ylim=(0, 20))
         axes.set_title("kNN top-1 % of 2,000 pictures in 100 classes (chance: 1)")
         axes.legend(loc="lower right", frameon=False)
         figure.savefig(path, dpi=130)
