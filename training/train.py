@@ -106,6 +106,13 @@ class Stage:
         self.say(f"{self.resolved.name}: {index.num_samples:,} pictures ({parts}), {self.resolved.num_steps:,} steps")
         for note in index.notes:
             self.say(f"{self.resolved.name}: {note}")
+        momentum = self.resolved.stage.distill.output_momentum
+        left = momentum**self.resolved.num_steps
+        if self.resolved.stage.kind == "distill" and left > 0.01:
+            self.say(
+                f"{self.resolved.name}: distill.output_momentum {momentum} leaves {left:.0%} of the first weights in "
+                f"the result after {self.resolved.num_steps:,} steps; lower it, or train longer"
+            )
         training = self.build()
         first = 0
         if step is not None:

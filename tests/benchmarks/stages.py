@@ -85,7 +85,7 @@ def main() -> int:
     teachers = [options.folder.absolute() / f"seed{seed}" / "network.safetensors" for seed in range(options.seeds)]
     runs = {"highres": [f"stages={{highres: {{kind: highres, init: {{source: {teachers[0]}}}}}}}", *HIGHRES]}
     for seed, teacher in enumerate(teachers):
-        distill = f"stages={{distill: {{kind: distill, distill: {{teacher: {teacher}}}}}}}"
+        distill = f"stages={{distill: {{kind: distill, distill: {{teacher: {teacher}, output_momentum: 0.98}}}}}}"
         runs |= {
             f"seed{seed}-distilled": [distill, *SMALL, *DISTILLED, f"seed={seed}"],
             f"seed{seed}-scratch": [*SMALL, f"seed={seed}"],

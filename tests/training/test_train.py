@@ -196,6 +196,7 @@ def test_stages_follow_each_other(tars, tmp_path):
     )
     lines = quietly(recipe)
     assert any("4 x 4 to 6 x 6" in line for line in lines), lines
+    assert any("output_momentum 0.999 leaves 99% of the first weights" in line for line in lines), lines
     # A network without heads, and a bare backbone, are teachers of features too.
     for name, teacher in (
         ("headless", "features/network.safetensors"),
