@@ -243,7 +243,8 @@ def _in_order(workers: Sequence[_Worker], numbers: range, prefetch: int) -> Iter
     """Micro-batches by number, which workers make in turn, each ``prefetch`` ahead."""
     num_ahead = prefetch * len(workers)
     for place, number in enumerate(numbers[:num_ahead]):
-        workers[place % len(workers)].pipe.send(number)
+        with suppress(OSError):  # of a worker that is gone already, which its answer will tell
+            workers[place % len(workers)].pipe.send(number)
     return _answers(workers, numbers, num_ahead)
 
 

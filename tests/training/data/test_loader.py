@@ -280,6 +280,17 @@ def test_a_worker_that_is_killed_while_it_hands_over_a_batch_ends_the_run():
         next(_in_order([_Worker(process, ours)], range(3), prefetch=1))
 
 
+def test_a_worker_that_ends_before_it_is_asked_ends_the_run():
+    context = multiprocessing.get_context("forkserver")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=os.getpid)
+    process.start()
+    theirs.close()
+    process.join()
+    with pytest.raises(DataError, match=r"a worker of the loader is gone \(exit code 0\)"):
+        next(_in_order([_Worker(process, ours)], range(3), prefetch=1))
+
+
 def test_a_closed_loader_leaves_no_worker(tars: Path):
     of = resolved(tars, data={"num_workers": 1, "prefetch": 1})
     loader = Loader(of, Index.open(of.data), rank=0, world=1, start_step=0)
