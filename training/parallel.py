@@ -181,6 +181,27 @@ def _shard(network: Network, world: World, config: ParallelConfig, *, is_trained
         fully_shard(network.feature_map, mesh=world.mesh, mp_policy=full, reshard_after_forward=root)
 
 
+def slow_precision(precision: str, device: torch.device) -> str | None:
+    """A warning where a CPU has no instructions for bf16: torch then multiplies it one number at a time.
+
+    Args:
+        precision: fp32 or bf16.
+        device: that computes.
+
+    Returns:
+        One line, None where there is nothing to say, as for processors that torch does not describe so.
+    """
+    if precision == "fp32" or device.type != "cpu":
+        return None
+    able = torch.cpu.get_capabilities()
+    if able.get("architecture") != "x86_64" or able.get("avx512_bf16") or able.get("amx_bf16"):
+        return None
+    return (
+        "parallel.precision is bf16, which this CPU has no instructions for; fp32 is about ten times as fast here "
+        "(parallel.precision=fp32 evaluation.precision=auto)"
+    )
+
+
 def local(tensor: torch.Tensor) -> torch.Tensor:
     """The shard of a tensor that lies on this rank, sharing its memory; the tensor itself where it is not sharded."""
     from torch.distributed.tensor import DTensor

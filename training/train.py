@@ -31,7 +31,7 @@ from training.metrics import Log, Rails
 from training.models.network import Network
 from training.models.vit import VisionTransformer
 from training.objective import Objective
-from training.parallel import World, distribute, start, stop
+from training.parallel import World, distribute, slow_precision, start, stop
 from training.plot import plot
 from training.schedule import Schedules
 from training.step import TrainStep
@@ -106,6 +106,8 @@ class Stage:
         self.say(f"{self.resolved.name}: {index.num_samples:,} pictures ({parts}), {self.resolved.num_steps:,} steps")
         for note in index.notes:
             self.say(f"{self.resolved.name}: {note}")
+        if slow := slow_precision(self.resolved.parallel.precision, self.world.device):
+            self.say(f"{self.resolved.name}: {slow}")
         momentum = self.resolved.stage.distill.output_momentum
         left = momentum**self.resolved.num_steps
         if self.resolved.stage.kind == "distill" and left > 0.01:
