@@ -18,3 +18,9 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip(f"the shared pictures are not at {folder}; name their folder in LVD_SHARED_DATA")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of one file stay in one process, so that what they share is made once (pytest -n 2 --dist loadgroup)."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(str(item.path)))
