@@ -2,8 +2,8 @@
 
 ``network.safetensors`` has backbone, heads and, in its metadata, what is needed to build them (dinov2's parameter
 names under ``backbone.``, ``dino_head.``, ``ibot_head.``). ``teacher.safetensors`` has the backbone as timm names it;
-its metadata say which ``timm.create_model`` call it fits (``timm_model`` makes it). No model of timm has a convolutional
-stem: there the names are ours, until ``export`` writes the backbone for timm's layers.
+its metadata say which ``timm.create_model`` call it fits (``timm_model`` makes it). No model of timm has a
+convolutional stem: there the names are ours, until ``export`` writes the backbone for timm's layers.
 """
 
 from __future__ import annotations
@@ -154,21 +154,20 @@ def read_network(path: Path, *, with_heads: bool = True, model: ModelConfig | No
 
 
 class Embedder(nn.Module):
-    """A backbone behind the calls that timm's models have."""
+    """A backbone over one size of pictures: what stands for each of them."""
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
         self.backbone = backbone
-        self.num_prefix_tokens = 1 + backbone.config.num_registers
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images [C, 3, H, W], normalised, to tokens [C, T, D]: class, registers, patches."""
+    def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [C, 3, H, W], normalised, to class tokens and mean patches, [C, D] each; registers are in neither."""
         (tokens,) = self.backbone([images])
-        return torch.cat([tokens.cls[:, None], tokens.registers, tokens.patches], dim=1)
+        return tokens.cls, tokens.patches.mean(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [C, 3, H, W], normalised, to class tokens [C, D]."""
-        return self.forward_features(images)[:, 0]
+        return self.pooled(images)[0]
 
 
 def _below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:

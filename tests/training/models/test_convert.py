@@ -281,7 +281,14 @@ def test_ratio_that_hugging_face_does_not_take_is_refused():
 @pytest.mark.parametrize(("registers", "patch_px"), [(0, 8), (2, 16)])
 def test_timm_computes_the_same_behind_our_convolutional_stem(registers: int, patch_px: int):
     config = ModelConfig(
-        dim=64, depth=2, num_heads=2, patch_px=patch_px, image_px=48, stem="conv", num_registers=registers, layerscale=None
+        dim=64,
+        depth=2,
+        num_heads=2,
+        patch_px=patch_px,
+        image_px=48,
+        stem="conv",
+        num_registers=registers,
+        layerscale=None,
     )
     model = backbone(config)
     architecture, arguments = timm_architecture(config)
