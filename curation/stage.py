@@ -18,6 +18,7 @@ from typing import Any, ClassVar, Protocol
 
 import pyarrow as pa
 
+from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, Part, Role, Root
 from training.config import Config
 
@@ -147,6 +148,10 @@ class Stage:
 
     def preflight(self) -> None:
         """Check what only this stage knows, such as weights that must be there; raises ConfigError, and is quick."""
+
+    def models(self) -> list[ModelFacts]:
+        """The models that it runs, told without loading them: for people; raises ConfigError where one is not there."""
+        return []
 
     def folder(self, table: str, context: Context) -> str:
         """Folder of an output table. Model stages add a key, so that two never share one: ``TABLE/MODEL-KEY``."""

@@ -32,6 +32,7 @@ from curation.store import (
 )
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan
+from pipelines.models import describe_models
 from pipelines.plan import SOURCES, Ledger
 from pipelines.recipe import dump_recipe
 from pipelines.runner import Executor, InlineExecutor
@@ -140,6 +141,9 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             unregistered=frozenset(unregistered),
         )
         lines = plan(ledger, stages)
+        if any(line.num_undone for line in lines):
+            for text in describe_models(stages, lines, recipe.execution.device):
+                say(text)
         if options.dry_run:
             return _outcome(Summary(), lines, started, ledger)
         if not any(line.num_undone for line in lines):

@@ -2,13 +2,14 @@
 
 ``network.safetensors`` has backbone, heads and, in its metadata, what is needed to build them (dinov2's parameter
 names under ``backbone.``, ``dino_head.``, ``ibot_head.``). ``teacher.safetensors`` has the backbone as timm names it;
-its metadata say which ``timm.create_model`` call it fits. A backbone with a convolutional stem is none of timm's:
-there the names are ours.
+its metadata say which ``timm.create_model`` call it fits (``timm_model`` makes it). No model of timm has a
+convolutional stem: there the names are ours, until ``export`` writes the backbone for timm's layers.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +26,7 @@ from training.models.convert import (
     timm_architecture,
 )
 from training.models.network import Network
+from training.models.timm_stem import timm_embed_layer
 from training.models.vit import VisionTransformer
 
 NETWORK = "network.safetensors"
@@ -55,12 +57,13 @@ def write_network(folder: Path, state: dict[str, Tensor], resolved: Resolved) ->
     }
     _write(folder / NETWORK, kept, about)
     backbone = {name.removeprefix("backbone."): tensor for name, tensor in kept.items() if name.startswith("backbone.")}
-    about = _metadata(resolved.model, resolved.views)
-    _write(folder / TEACHER, backbone_to_timm(backbone, resolved.model) if "architecture" in about else backbone, about)
+    is_timm = resolved.model.stem == "linear"
+    weights = backbone_to_timm(backbone, resolved.model) if is_timm else backbone
+    _write(folder / TEACHER, weights, _metadata(resolved.model, resolved.views, is_timm=is_timm))
 
 
-def _metadata(model: ModelConfig, views: ViewConfig) -> dict[str, str]:
-    """What builds a backbone and prepares its pictures; ``architecture`` where timm can build it."""
+def _metadata(model: ModelConfig, views: ViewConfig, *, is_timm: bool) -> dict[str, str]:
+    """What builds a backbone and prepares its pictures; ``architecture`` where timm is to build it."""
     metadata = {
         "model": model.model_dump_json(),
         "views": views.model_dump_json(),
@@ -69,10 +72,25 @@ def _metadata(model: ModelConfig, views: ViewConfig) -> dict[str, str]:
         "mean": json.dumps(views.mean),
         "std": json.dumps(views.std),
     }
-    if model.stem == "linear":
+    if is_timm:
         architecture, arguments = timm_architecture(model)
-        metadata |= {"architecture": architecture, "model_args": json.dumps(arguments)}
+        metadata |= {"architecture": architecture, "model_args": json.dumps(arguments), "stem": model.stem}
     return metadata
+
+
+def timm_model(metadata: Mapping[str, str]) -> Any:
+    """The model of timm that a file of ours fits, weights at random; it takes pictures of any size.
+
+    Args:
+        metadata: of the file, with ``architecture``.
+    """
+    import timm
+
+    arguments: dict[str, Any] = {name: int(metadata[name]) for name in ("img_size", "patch_size") if name in metadata}
+    arguments |= json.loads(metadata.get("model_args", "{}"))
+    if metadata.get("stem") == "conv":
+        arguments["embed_layer"] = timm_embed_layer(arguments["embed_dim"])
+    return timm.create_model(metadata["architecture"], **(arguments | {"num_classes": 0, "dynamic_img_size": True}))
 
 
 def _write(path: Path, state: dict[str, Tensor], metadata: dict[str, str]) -> None:
@@ -136,21 +154,20 @@ def read_network(path: Path, *, with_heads: bool = True, model: ModelConfig | No
 
 
 class Embedder(nn.Module):
-    """A backbone behind the calls that timm's models have."""
+    """A backbone over one size of pictures: what stands for each of them."""
 
     def __init__(self, backbone: VisionTransformer) -> None:
         super().__init__()
         self.backbone = backbone
-        self.num_prefix_tokens = 1 + backbone.config.num_registers
 
-    def forward_features(self, images: Tensor) -> Tensor:
-        """Images [C, 3, H, W], normalised, to tokens [C, T, D]: class, registers, patches."""
+    def pooled(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images [C, 3, H, W], normalised, to class tokens and mean patches, [C, D] each; registers are in neither."""
         (tokens,) = self.backbone([images])
-        return torch.cat([tokens.cls[:, None], tokens.registers, tokens.patches], dim=1)
+        return tokens.cls, tokens.patches.mean(1)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images [C, 3, H, W], normalised, to class tokens [C, D]."""
-        return self.forward_features(images)[:, 0]
+        return self.pooled(images)[0]
 
 
 def _below(state: dict[str, Tensor], name: str) -> dict[str, Tensor]:
@@ -205,7 +222,7 @@ def export(weights: Path, to: str, out: Path) -> list[Path]:
     state = dict(held.network.backbone.state_dict())
     out.parent.mkdir(parents=True, exist_ok=True)
     if to == "timm":
-        _write(out, backbone_to_timm(state, held.model), _metadata(held.model, held.views))
+        _write(out, backbone_to_timm(state, held.model), _metadata(held.model, held.views, is_timm=True))
         return [out]
     if to == "hub":
         torch.save(state, out)

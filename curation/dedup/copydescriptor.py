@@ -19,7 +19,8 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 from pydantic import Field
 
-from curation.backbones import IMAGENET_MEAN, IMAGENET_STD, file_sha256
+from curation.backbones import IMAGENET_MEAN, IMAGENET_STD
+from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 
 DIM = 512

@@ -13,8 +13,10 @@ import pyarrow as pa
 
 from curation.dedup.copydescriptor import DIM, WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
 from curation.dedup.near import rows_at
+from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, vector_schema
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, keyed_folder
+from curation.weights import file_sha256
 
 # --- named arrays in a table ----------------------------------------------------------------------------------------
 
@@ -186,6 +188,16 @@ class Describe(ShardStage):
     def __init__(self, config: DescriptorConfig) -> None:
         super().__init__(config)
         self._model: Descriptor | None = None
+
+    def models(self) -> list[ModelFacts]:
+        """The descriptor."""
+        config = self.config
+        shown = {"takes": "288 px", "dim": DIM}
+        if config.weights_path is None:
+            return [ModelFacts(name=config.name, needs_cpu=True, **shown)]
+        sha256 = file_sha256(config.weights_path, key=config.weights_key)
+        name = config.kind if config.kind == "sscd" else config.name
+        return [ModelFacts(name=name, file=Path(config.weights_path), sha256=sha256, **shown)]
 
     def fingerprint_values(self) -> dict[str, Any]:
         """What decides the vectors."""

@@ -8,15 +8,18 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from curation.backbones import Backbone, BackboneConfig, open_backbone, weights_digest, weights_file
+from curation.backbones import Backbone, BackboneConfig, open_backbone
 from curation.dedup.describe import arrays_to_table, read_small, sample_of, table_to_arrays
 from curation.dedup.near import rows_at
+from curation.modelfacts import ModelFacts
 from curation.represent import handmade
 from curation.schema import vector_schema
 from curation.stage import Context, GlobalStage, Map, Resources, ShardStage, Task, TaskIO, keyed_folder
+from curation.weights import weights_digest, weights_file
 from training.config import ConfigError
 
 HANDMADE = "hog-thumb"
+_SHOWN = ("size_px", "resize_px", "mean", "std", "pooling", "precision", "batch_size")  # and what is made of it
 _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 
 
@@ -28,13 +31,12 @@ class EmbedConfig(BackboneConfig):
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
 
     def model_values(self) -> dict[str, Any]:
-        """What decides the vectors: a name without a path, the digest of the weights, size, pooling, batch, fit."""
+        """What decides the vectors: a name without a path, the digest of the weights, how pictures are shown, fit."""
         if self.name == HANDMADE:
             return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards]}
         name = self.kind if self.kind in ("checkpoint", "script") else self.name
         weights = weights_digest(self, "embed")
-        shape = {"size_px": self.size_px, "pooling": self.pooling, "batch_size": self.batch_size}
-        return {"name": name, "weights_sha256": weights, **shape}
+        return {"name": name, "weights_sha256": weights, **{key: getattr(self, key) for key in _SHOWN}}
 
     @property
     def label(self) -> str:
@@ -119,6 +121,14 @@ class Embed(ShardStage):
         self._fit: dict[str, np.ndarray] | None = None
         if config.device == "cuda" and config.name != HANDMADE:
             self.resources = Resources(gpus=1.0)
+
+    def models(self) -> list[ModelFacts]:
+        """The embedder."""
+        if self.config.name == HANDMADE:
+            return [ModelFacts(name=HANDMADE, takes=f"{handmade.SIDE_PX} px", dim=handmade.DIM, needs_cpu=True)]
+        from curation.outline import backbone_facts
+
+        return [backbone_facts(self.config)]
 
     def fingerprint_values(self) -> dict[str, Any]:
         """What decides the vectors."""

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curation.backbones import file_sha256
+from curation.weights import file_sha256
 from training.config import ConfigError
 
 EXPLICIT = (
@@ -27,6 +27,7 @@ EXPLICIT = (
 )
 FACES = ("FACE_FEMALE", "FACE_MALE")
 FLOOR = 0.2
+LICENSE = "AGPL-3.0"  # of its repository; the metadata of its wheel say MIT
 _IOU = 0.45
 
 

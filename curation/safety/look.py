@@ -13,12 +13,13 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from curation.backbones import file_sha256
 from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
-from curation.safety.detector import Box, NudeNetDetector, explicit_score, model_digest, model_path
+from curation.modelfacts import ModelFacts
+from curation.safety.detector import LICENSE, Box, NudeNetDetector, explicit_score, model_digest, model_path
 from curation.safety.faces import YuNet, blur_faces, dilate, merged, nudenet_faces
 from curation.schema import TABLES
 from curation.stage import Context, ShardStage, TaskIO, keyed_folder
+from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 from training.data.pixels import (
     MAX_PIXELS,
@@ -132,6 +133,18 @@ class LookStage(ShardStage):
         self.config.detection_values()
         if self.config.detector == "nudenet":
             model_path()
+
+    def models(self) -> list[ModelFacts]:
+        """The detectors."""
+        found = []
+        if self.config.detector == "nudenet":
+            sizes = " and ".join(str(size) for size in sorted({320, *self.config.face_input_px}))
+            nudenet = {"file": model_path(), "sha256": model_digest(), "license": LICENSE}
+            found.append(ModelFacts(name="nudenet", takes=f"{sizes} px", **nudenet))
+        if self.config.yunet:
+            path, sha256 = Path(self.config.yunet), _sha256(self.config.yunet)
+            found.append(ModelFacts(name="yunet", takes="whole pictures", file=path, sha256=sha256, needs_cpu=True))
+        return found
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Settings and digests of models."""

@@ -17,6 +17,7 @@ from torch import Tensor
 from training.config import ARCHITECTURES, ConfigError, ModelConfig
 from training.models.block import NORM_EPS, hidden_dim
 from training.models.position import resize_positions, stored_side
+from training.models.timm_stem import STEM_STRIDE, from_timm_name, to_timm_name
 from training.models.vit import VisionTransformer
 
 State = dict[str, Tensor]
@@ -159,15 +160,15 @@ def _check_fits(found: State, own: Mapping[str, Tensor]) -> None:
 
 
 def check_exportable(config: ModelConfig, to: str) -> None:
-    """Other libraries build the patch embedding as published.
+    """Other libraries build the patch embedding as published; timm also has the layers of our convolutional stem.
 
     Raises:
         ConfigError: the model has another one.
     """
-    if config.stem != "linear":
+    if config.stem != "linear" and to != "timm":
         raise ConfigError(
             f"export to {to}: model.stem {config.stem!r}; allowed there: linear. This project's own files hold it "
-            "(network.safetensors, teacher.safetensors)"
+            "(network.safetensors, teacher.safetensors), and files for timm"
         )
 
 
@@ -185,12 +186,13 @@ def backbone_to_timm(state: Mapping[str, Tensor], config: ModelConfig) -> State:
         kept["reg_token"] = kept.pop("register_tokens")
         kept["cls_token"] = kept["cls_token"] + positions[:, :1]
         kept["pos_embed"] = positions[:, 1:]
+    kept = {to_timm_name(name): tensor for name, tensor in kept.items()}
     return {name.replace(".mlp.w12.", ".mlp.fc1.").replace(".mlp.w3.", ".mlp.fc2."): kept[name] for name in kept}
 
 
 def backbone_from_timm(state: Mapping[str, Tensor]) -> State:
     """Weights of timm by our names; the position of a class token that has none is 0. Ours come back as they are."""
-    ours = dict(state)
+    ours = {from_timm_name(name): tensor for name, tensor in state.items()}
     if "reg_token" in ours:
         ours["register_tokens"] = ours.pop("reg_token")
     positions = ours.get("pos_embed")
@@ -208,7 +210,7 @@ def timm_architecture(config: ModelConfig) -> tuple[str, dict[str, Any]]:
 
     Returns:
         Name, and arguments that JSON can hold: a released model where it is one, else one of the right layers with
-        all sizes given.
+        all sizes given. A convolutional stem needs ``embed_layer=timm_embed_layer(dim)`` besides.
     """
     # timm leaves out arguments that are None; 0 is no LayerScale too
     arguments: dict[str, Any] = {"img_size": config.image_px, "init_values": config.layerscale or 0, "num_classes": 0}
@@ -225,7 +227,8 @@ def timm_architecture(config: ModelConfig) -> tuple[str, dict[str, Any]]:
     if is_released:
         registers = "_reg4" if config.num_registers else ""
         return f"{size.removesuffix('2')}_patch14{registers}_dinov2", arguments
-    arguments |= {"patch_size": config.patch_px, "embed_dim": dim, "depth": depth, "num_heads": num_heads}
+    patch_size = config.patch_px // STEM_STRIDE if config.stem == "conv" else config.patch_px
+    arguments |= {"patch_size": patch_size, "embed_dim": dim, "depth": depth, "num_heads": num_heads}
     if config.num_registers:
         arguments |= {"reg_tokens": config.num_registers, "no_embed_class": True}
     if is_swiglu:

@@ -165,7 +165,14 @@ def test_the_folder_follows_the_model_not_the_path(tables, tmp_path):
     assert tables.parts_held[tables.part("fit_embedder", 0)].num_rows == 0  # nothing is fitted
     some = tables.run(Embed(config), 0, rows_of(tables, 0, slice(4, 9)))["embeddings"]
     assert some.to_pylist() == folders["a"][0][0].to_pylist()[4:9]
-    for changed in ({"size_px": 64}, {"pooling": "cls"}, {"batch_size": 8}):
+    for changed in (
+        {"size_px": 64},
+        {"resize_px": 40},
+        {"pooling": "cls"},
+        {"precision": "bf16"},
+        {"mean": (0.1, 0.2, 0.3)},
+        {"batch_size": 8},
+    ):
         other = config.model_copy(update=changed)
         assert Embed(other).folder("embeddings", tables) != folders["a"][1]
 

@@ -21,6 +21,7 @@ from training.models.convert import (
     timm_architecture,
 )
 from training.models.position import resize_positions
+from training.models.timm_stem import timm_embed_layer
 from training.models.vit import VisionTransformer
 
 TINY: dict[str, Any] = {"dim": 24, "depth": 2, "num_heads": 3, "patch_px": 4, "image_px": 16}
@@ -277,7 +278,34 @@ def test_ratio_that_hugging_face_does_not_take_is_refused():
         backbone_to_hf(state_of(backbone(config)), config)
 
 
-@pytest.mark.parametrize("to", ["timm", "hf", "hub"])
+@pytest.mark.parametrize(("registers", "patch_px"), [(0, 8), (2, 16)])
+def test_timm_computes_the_same_behind_our_convolutional_stem(registers: int, patch_px: int):
+    config = ModelConfig(
+        dim=64,
+        depth=2,
+        num_heads=2,
+        patch_px=patch_px,
+        image_px=48,
+        stem="conv",
+        num_registers=registers,
+        layerscale=None,
+    )
+    model = backbone(config)
+    architecture, arguments = timm_architecture(config)
+    theirs = timm.create_model(
+        architecture, **json.loads(json.dumps(arguments)), embed_layer=timm_embed_layer(64), dynamic_img_size=True
+    ).eval()
+    theirs.load_state_dict(backbone_to_timm(state_of(model), config))
+    images = torch.randn(3, 3, 48, 48)
+    with torch.inference_mode():
+        (tokens,) = model([images])
+        torch.testing.assert_close(theirs(images), tokens.cls, atol=1e-5, rtol=1e-5)
+    again = VisionTransformer(config)
+    load_backbone(again, theirs.state_dict())
+    assert_equal(backbone_to_timm(state_of(again), config), backbone_to_timm(state_of(model), config))
+
+
+@pytest.mark.parametrize("to", ["hf", "hub"])
 def test_a_stem_that_others_cannot_build_is_refused(to: str):
     config = ModelConfig(dim=32, depth=1, num_heads=2, patch_px=8, image_px=32, stem="conv")
     with pytest.raises(ConfigError, match=rf"export to {to}: model\.stem 'conv'; allowed there: linear"):
