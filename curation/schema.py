@@ -145,6 +145,21 @@ _TABLES = (
         ),
     ),
     Table(
+        name="takedowns",
+        root="pool",
+        kind="facts",
+        parts="single",
+        row="one rule of the takedown list; consulted by fetch and look, outside every fingerprint",
+        schema=_schema(
+            ("kind", pa.string(), "url | sha256 | phash"),
+            ("value", pa.string(), "canonical address, or hex digits in lower case"),
+            ("radius_bits", pa.int16(), "of a hash: bits that may differ; null for the others"),
+            ("reason", pa.string(), "why, as it was given; `bytes of URL` where it follows from another rule"),
+            ("added_at", pa.timestamp("ms", tz="UTC"), "when"),
+            ("applied", pa.bool_(), "the pool was purged of what it names"),
+        ),
+    ),
+    Table(
         name="url_keys",
         root="run",
         kind="output",

@@ -138,6 +138,9 @@ class Stage:
     # Facts enter a fingerprint by their model's folder, because the verdict read beside them fixes the rows. A stage
     # that judges the facts themselves (was it fetched?) names them here, and they enter by content.
     by_content: ClassVar[tuple[str, ...]] = ()
+    # Tables that are asked about single rows, and are in no fingerprint: a new takedown rule changes the rows that it
+    # names and makes nothing else stale. One that is not there is empty.
+    consults: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, config: Config) -> None:
         self.config = config

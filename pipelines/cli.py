@@ -99,6 +99,11 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("recipe")
     sub.add_argument("overrides", nargs="*", metavar="key.sub=value")
 
+    _add_run_commands(command)
+    return parser
+
+
+def _add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     for name, do, text in (
         ("status", _status, "say what is done of a run, also while it lives"),
         ("funnel", _funnel, "print how many pictures each stage left, and why the others went"),
@@ -110,6 +115,13 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("card", _card, "write a card of a finished run: card.md for people, card.json for programs")
     sub.add_argument("run", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the same as --run RUN")
     _run_argument(sub).add_argument("--json", action="store_true", help="print the card as JSON")
+    sub = command("takedown", _takedown, "take pictures out of a pool for good, and out of the tars of a run")
+    sub.add_argument("lists", nargs="+", metavar="LIST", help="a .txt or .csv list; or an address, a sha256, a pHash")
+    sub.add_argument("--kind", choices=("url", "sha256", "phash"), help="of the entries; default: told from each")
+    sub.add_argument("--radius", type=int, metavar="BITS", help="of pHashes: bits that may differ (default 4)")
+    sub.add_argument("--reason", metavar="TEXT", help="kept with the rules")
+    sub.add_argument("--dry-run", action="store_true", help="print which pictures would go, do nothing")
+    _run_argument(sub).add_argument("--json", action="store_true")
     sub = command("explain", _explain, "tell the whole life of one picture")
     sub.add_argument("picture", metavar="ID|URL")
     _run_argument(sub)
@@ -119,7 +131,6 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("score", _score, "hold a run against the truth of its sample web")
     _run_argument(sub).add_argument("--json", action="store_true")
     sub.add_argument("--truth", metavar="PARQUET", help="default: of the sample web that the run was made from")
-    return parser
 
 
 def _run_argument(sub: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -391,6 +402,26 @@ def _card(options: argparse.Namespace) -> int:
     else:
         print(f"card      {options.run}/{CARD}")
         print(f"json      {options.run}/{CARD_JSON}")
+    return 0
+
+
+def _takedown(options: argparse.Namespace) -> int:
+    from pipelines.takedown import Request, lines_of, takedown
+
+    request = Request(
+        entries=options.lists,
+        kind=options.kind,
+        radius_bits=options.radius,
+        reason=options.reason,
+        dry_run=options.dry_run,
+    )
+    say = (lambda text: print(text, file=sys.stderr, flush=True)) if options.json else _say
+    found = takedown(options.run, request, say)
+    if options.json:
+        purged = vars(found.purged) | {"image_ids": sorted(found.purged.image_ids)}
+        print(json.dumps(vars(found) | {"purged": purged}))
+    else:
+        print("\n".join(lines_of(found, options.run, dry_run=options.dry_run)))
     return 0
 
 

@@ -64,6 +64,15 @@ class Summary:
         """Jobs that ran."""
         return sum(cost.num_jobs for cost in self.costs.values())
 
+    def add(self, other: Summary) -> None:
+        """Count what another command did, too."""
+        for name, cost in other.costs.items():
+            mine = self.costs.setdefault(name, StageCost())
+            for value, more in vars(cost).items():
+                setattr(mine, value, getattr(mine, value) + more)
+        for pid, peak in other.peaks.items():
+            self.peaks[pid] = max(peak, self.peaks.get(pid, 0))
+
 
 def groups(stages: Sequence[Stage]) -> Iterator[list[Stage]]:
     """Consecutive stages by shard together, each stage over all shards alone."""

@@ -10,21 +10,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curation.export.objects import OF_POOL, TARS, unnamed_objects
 from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
 from curation.store import Lease, LocalStore, Store, lease_holder, open_store, read_footer, read_part
-from pipelines.session import RECIPE, local_copy, put_text, read_state, unnamed_objects
+from pipelines.session import RECIPE, local_copy, put_text, read_state
 from training.config import ConfigError
 
 if TYPE_CHECKING:
     from pipelines.report.score import Score
 
-# Objects of these folders are named by columns of these tables of the pool.
-_OBJECTS = {
-    "bytes": ("images", "object"),
-    "blurred": ("detections", "blurred_object"),
-    "small": ("detections", "small_object"),
-}
 _LIST_OF_TARS = Part("run", "shards", 0).path
 CARD, CARD_JSON = "card.md", "card.json"
 
@@ -254,9 +249,9 @@ def clean(run: str) -> dict[str, int]:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
         for place in (pool, store):  # what a living driver has stored and not yet named must stay
             stack.callback(Lease(place, scratch).release)
-        unnamed = [(store, path) for path in unnamed_objects(store, "tars", "manifest", "tar")]
-        for folder, (table, column) in _OBJECTS.items():
-            unnamed += [(pool, path) for path in unnamed_objects(pool, folder, table, column)]
+        unnamed = [(store, path) for path in unnamed_objects(store, TARS)]
+        for place in OF_POOL:
+            unnamed += [(pool, path) for path in unnamed_objects(pool, place)]
         removed = {"objects": len(unnamed), "bytes": sum(place.size(path) for place, path in unnamed)}
         for place, path in unnamed:
             place.delete(path)

@@ -9,15 +9,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from curation.export.objects import TARS, unnamed_objects
+from curation.export.purge import Purged, pending, pictures_named, purge
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
-from curation.schema import TABLES, Part, Role, first_shard
+from curation.ingest.takedown import known_rules
+from curation.schema import Part, Role, first_shard
 from curation.stage import Stage, digest_of
 from curation.store import (
     Lease,
@@ -40,6 +43,7 @@ from pipelines.work import Where, peak_bytes
 from training.config import ConfigError
 
 STATE = "state.json"
+PAGES = ("report.html", "held_out.parquet")  # of a run: they hold pictures, and are written again when asked for
 RECIPE = "recipe.yaml"
 _BEFORE_FETCHED = ("screen_keys", "url_duplicates", "screened", "fetch")
 
@@ -114,7 +118,19 @@ def _check_disk(key: str, folder: Path, min_free_gb: float) -> None:
 
 
 def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -> Outcome:
-    """Do what is not done of a recipe."""
+    """Do what is not done of a recipe.
+
+    What look has met of the takedown list by its hash leaves the pool afterwards, and the verdicts follow.
+    """
+    outcome = _curate(recipe, options, say)
+    if options.dry_run or not outcome.summary.num_jobs or not pending(open_store(recipe.pool)):
+        return outcome
+    again = _curate(recipe, replace(options, redo=()), say)
+    again.summary.add(outcome.summary)
+    return replace(again, lines=outcome.lines, wall_s=outcome.wall_s + again.wall_s)
+
+
+def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -> Outcome:
     started = time.monotonic()
     stages = build_stages(recipe)
     preflight(recipe, stages, options)
@@ -124,7 +140,17 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
     before = check_run(recipe, run)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
-        leases = _leases(stack, (pool, run), scratch) if not options.dry_run else ("", "")
+        leases = take_leases(stack, (pool, run), scratch) if not options.dry_run else ("", "")
+
+        def check() -> None:
+            check_lease(pool, leases[0])
+            check_lease(run, leases[1])
+
+        if pending(pool) and options.dry_run:
+            num_pictures = len(pictures_named(pool, known_rules(pool)))
+            say(f"takedown: {num_pictures:,} pictures of the pool are on its list; the command takes them out first")
+        elif pending(pool):
+            purge_pool(pool, scratch, check, say)
         if recipe.sample_web is not None:
             _build_sample_web(recipe, options, say)
         unregistered: list[Part] = []
@@ -163,10 +189,6 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             roles=ledger.roles(),
         )
 
-        def check() -> None:
-            check_lease(pool, leases[0])
-            check_lease(run, leases[1])
-
         put_text(run, STATE, _state(recipe, ledger, before), scratch)  # so that status sees a run that lives
         driver = Driver(ledger, stages, lambda: make_executor(recipe, where), say, check)
         try:
@@ -175,6 +197,8 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             pool.sweep()  # what a worker that died left behind
             run.sweep()
             _remove_tars(run, stages)
+            if summary.num_jobs and known_rules(pool):
+                remove_pages(run)
         finally:
             if lease_token(run) == leases[1]:
                 put_text(run, STATE, _state(recipe, ledger, before), scratch)
@@ -261,7 +285,7 @@ def _state(recipe: CurateRecipe, ledger: Ledger, before: dict[str, Any]) -> str:
 def _remove_tars(run: Store, stages: Sequence[Stage]) -> None:
     """Remove tars of an earlier state of the recipe, once its export is through."""
     if stages[-1].name == "export":
-        for path in unnamed_objects(run, "tars", "manifest", "tar"):
+        for path in unnamed_objects(run, TARS):
             run.delete(path)
 
 
@@ -274,7 +298,8 @@ def put_text(store: Store, path: str, text: str, scratch: Path) -> None:
     store.replace(path, file, store.tag(path))
 
 
-def _leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tuple[str, str]:
+def take_leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tuple[str, str]:
+    """Hold a pool and a run until the stack is closed; their tokens."""
     tokens = []
     for store in stores:
         lease = Lease(store, scratch)
@@ -282,6 +307,28 @@ def _leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tuple[s
         store.sweep()
         tokens.append(lease.token)
     return tokens[0], tokens[1]
+
+
+# The takedown list
+
+
+def purge_pool(pool: Store, scratch: Path, check: Callable[[], None], say: Callable[[str], None]) -> Purged:
+    """Take out of the pool, which is held, what its list names, and say so."""
+    done = purge(pool, scratch, check)
+    say(
+        f"takedown: {len(done.image_ids):,} pictures taken out of the pool; {done.num_parts:,} parts written again, "
+        f"{done.num_deleted:,} tars removed ({done.deleted_bytes:,} bytes)"
+        + (f", {done.num_fits:,} fits to be made again" if done.num_fits else "")
+    )
+    return done
+
+
+def remove_pages(run: Store) -> list[str]:
+    """Remove files of a run that hold pictures which may have been taken down; those that were there."""
+    there = [page for page in PAGES if run.exists(page)]
+    for page in there:
+        run.delete(page)
+    return there
 
 
 # Sources
@@ -365,20 +412,6 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
 
 def _absolute(location: str) -> str:
     return location if "://" in location else str(Path(location).absolute())
-
-
-# Objects
-
-
-def unnamed_objects(store: Store, folder: str, table: str, column: str) -> list[str]:
-    """Objects of a folder that no part of a table names, whatever model's folder the part lies in."""
-    named: set[str | None] = set()
-    for path in store.list(table):
-        if path.endswith(".parquet"):
-            place, _, file = path.rpartition("/")
-            rows = read_part(store, Part(TABLES[table].root, place, int(file[5:14])), [column])
-            named.update(rows[column].unique().to_pylist())
-    return [path for path in store.list(folder) if path not in named]
 
 
 # The sample web

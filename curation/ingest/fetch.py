@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,9 @@ from curation.ingest.guard import Guard
 from curation.ingest.local import read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
 from curation.ingest.robots import Rules
+from curation.ingest.takedown import TABLE as TAKEDOWNS
+from curation.ingest.takedown import TAKEN_DOWN, rules_of
+from curation.ingest.takedown import Rules as Takedowns
 from curation.schema import TABLES
 from curation.stage import Resources, ShardStage, TaskIO, verdict_table
 from training.config import EXECUTION, Config
@@ -131,12 +135,16 @@ class Breaker:
 
 
 class FetchStage(ShardStage):
-    """Bytes and what is known of how they came, one row for each line that screening let through."""
+    """Bytes and what is known of how they came, one row for each line that screening let through.
+
+    An address of the takedown list is not asked for, and bytes of it are not stored: the row says ``taken_down``.
+    """
 
     name = "fetch"
     section = "fetch"
     kind = "facts"
     reads = ("urls", "screened")
+    consults = (TAKEDOWNS,)
     writes = ("images", "fetch_log")
     after = "screened"
     roles = ("pool", "query", "benchmark")
@@ -164,18 +172,25 @@ class FetchStage(ShardStage):
         tar = io.tar(BYTES)
         images: list[dict[str, Any]] = []
         log: list[dict[str, Any]] = []
-        remote = [row for row in rows if row["location"] is None]
-        outcomes = asyncio.run(self._fetch(remote, io.scratch)) if remote else {}
-        local = self._read([row for row in rows if row["location"] is not None])
+        taken_down = rules_of(io)
+        named = {row["image_id"] for row in rows if taken_down.url(row["url"])}
+        remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
+        outcomes = asyncio.run(self._fetch(remote, io.scratch, taken_down)) if remote else {}
+        local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
             image_id = row["image_id"]
-            if row["location"] is None:
+            data: bytes | None = None
+            if image_id in named:
+                outcome = Outcome(reason=TAKEN_DOWN)
+            elif row["location"] is None:
                 outcome = outcomes[image_id]
                 path = _spooled(io.scratch, image_id)
                 data = path.read_bytes() if path.exists() else None
                 path.unlink(missing_ok=True)
             else:
                 outcome, data = next(local)
+            if data is not None and taken_down.sha256(hashlib.sha256(data).hexdigest()):
+                outcome, data = replace(outcome, reason=TAKEN_DOWN, format=None), None
             images.append(_image(image_id, outcome, data))
             if data is not None:
                 images[-1]["offset"] = tar.add(f"{image_id:018d}.{EXTENSIONS[str(outcome.format)]}", data)
@@ -188,7 +203,7 @@ class FetchStage(ShardStage):
             "fetch_log": pa.Table.from_pylist(log, schema=TABLES["fetch_log"].schema),
         }
 
-    async def _fetch(self, rows: list[dict[str, Any]], scratch: Path) -> dict[int, Outcome]:
+    async def _fetch(self, rows: list[dict[str, Any]], scratch: Path, taken_down: Takedowns) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down in ``scratch`` as they come, so memory holds those in flight only."""
         breaker = Breaker(self.fetch)
         outcomes: dict[int, Outcome] = {}
@@ -201,7 +216,8 @@ class FetchStage(ShardStage):
             breaker.count(row["host"], outcome)
 
         try:
-            async with Fetcher(self.fetch, rules=self.rules) as fetcher, asyncio.TaskGroup() as group:
+            fetcher = Fetcher(self.fetch, rules=self.rules, taken_down=taken_down)
+            async with fetcher, asyncio.TaskGroup() as group:
                 for row in rows:
                     group.create_task(one(row))
         except BaseExceptionGroup as errors:

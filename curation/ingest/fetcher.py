@@ -18,6 +18,8 @@ from curation.ingest import robots
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
 from curation.ingest.magic import SNIFF_BYTES, sniff_format
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
+from curation.ingest.takedown import TAKEN_DOWN
+from curation.ingest.takedown import Rules as Takedowns
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse
@@ -99,9 +101,15 @@ class Fetcher:
     """Fetches addresses inside one event loop. ``rules`` outlives it, so that robots.txt is not asked for twice."""
 
     def __init__(
-        self, config: FetchConfig, *, rules: dict[str, robots.Rules] | None = None, contact: Contact | None = None
+        self,
+        config: FetchConfig,
+        *,
+        rules: dict[str, robots.Rules] | None = None,
+        contact: Contact | None = None,
+        taken_down: Takedowns | None = None,
     ) -> None:
         self.config = config
+        self._taken_down = Takedowns([]) if taken_down is None else taken_down
         self._guard = Guard(config.resolve, contact)
         self._robots = robots.Robots(self._get_robots, {} if rules is None else rules)
         self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
@@ -182,6 +190,8 @@ class Fetcher:
 
     async def _may_fetch(self, place: URL) -> tuple[str | None, str | None]:
         """State of robots.txt for an address, and the failure class where it may not be fetched."""
+        if self._taken_down.url(str(place)):
+            return None, TAKEN_DOWN
         if not self.config.respect_robots:
             return None, None
         rules = await self._robots.rules(str(place.origin()))

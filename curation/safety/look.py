@@ -14,6 +14,8 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
+from curation.ingest.takedown import TABLE as TAKEDOWNS
+from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.modelfacts import ModelFacts
 from curation.safety.detector import LICENSE, Box, NudeNetDetector, explicit_score, model_digest, model_path
 from curation.safety.faces import YuNet, blur_faces, dilate, merged, nudenet_faces
@@ -113,13 +115,17 @@ def hash_row(picture: Picture) -> dict[str, Any]:
 
 
 class LookStage(ShardStage):
-    """Decode once: hashes, detections, blurred version, intermediate."""
+    """Decode once: hashes, detections, blurred version, intermediate.
+
+    Of a picture whose pHash is on the takedown list nothing is stored: its row says ``taken_down``.
+    """
 
     name = "look"
     section = "look"
     kind = "facts"
     after = "fetched"
     reads: ClassVar[tuple[str, ...]] = ("fetched", "images")
+    consults = (TAKEDOWNS,)
     writes = ("hashes", "detections")
     roles = ("pool", "query", "benchmark")
     config: LookConfig
@@ -162,6 +168,7 @@ class LookStage(ShardStage):
             self._looker = Looker(self.config)
         places = io.table("images", ["image_id", "object", "offset", "num_bytes"])
         place_of = {row["image_id"]: row for row in places.to_pylist()}
+        taken_down = rules_of(io)
         small, blurred = io.tar("small"), io.tar("blurred")
         hashes, detections = [], []
         for row in io.rows.to_pylist():
@@ -170,11 +177,15 @@ class LookStage(ShardStage):
             name = f"{row['image_id']:018d}.jpg"
             try:
                 picture = decode(data, max_pixels=self.config.max_pixels, max_seconds=self.config.max_seconds)
+                hashed = hash_row(picture)
+                reason = TAKEN_DOWN if taken_down.phash([hashed["phash"]])[0] else None
             except DecodeError as error:
-                hashes.append({**row, "ok": False, "reason": error.reason})
+                reason = error.reason
+            if reason is not None:
+                hashes.append({**row, "ok": False, "reason": reason})
                 detections.append({**row, "boxes": [], "nsfw_score": 0.0, "faces": [], "num_faces": 0})
                 continue
-            hashes.append({**row, **hash_row(picture)})
+            hashes.append({**row, **hashed})
             boxes, faces = self._looker.boxes(picture.rgb)
             label, score = explicit_score(boxes)
             rgb = picture.rgb

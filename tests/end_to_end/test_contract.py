@@ -30,15 +30,16 @@ def parts_of(folder, table: str) -> list[Part]:
 
 
 def test_every_table_has_one_writer_and_every_read_a_writer_before_it():
-    written = {"sources": "register", "urls": "register"}
+    written = {"sources": "register", "urls": "register", "takedowns": "takedown"}
     for stage in STAGES:
         assert isinstance(stage, (ShardStage, GlobalStage))
-        for table in stage.reads:
+        for table in (*stage.reads, *stage.consults):
             assert table in written, f"{stage.name} reads {table}, which nothing has written"
         for table in stage.writes:
             assert table not in written, f"{table} has two writers"
             written[table] = stage.name
         assert set(stage.by_content) <= set(stage.reads)
+        assert not set(stage.consults) & set(stage.reads)
         assert stage.version >= 1
     assert set(written) == set(TABLES)
     assert [name for name in written if name in VERDICTS] == list(VERDICTS)

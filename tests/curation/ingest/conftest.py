@@ -192,11 +192,13 @@ class MemoryIO:
         return [self.part(name, index) for name, index in sorted(self.tables) if name == table]
 
     def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        if part.folder == "takedowns" and ("takedowns", part.index) not in self.tables:
+            return TABLES["takedowns"].schema.empty_table()
         table = self.tables[part.folder, part.index]
         return table if columns is None else table.select(list(columns))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        return self.read(self.part(name, self.shard), columns)
+        return self.read(self.part(name, 0 if TABLES[name].parts == "single" else self.shard), columns)
 
     def blob(self, path: str, offset: int, size: int, root: str = "pool") -> bytes:
         return self.objects[path][offset : offset + size]

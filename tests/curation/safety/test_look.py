@@ -48,8 +48,11 @@ class Shard:
         self.images = pa.Table.from_pylist(images, schema=TABLES["images"].schema)
         ids = list(files) if only is None else only
         self.rows = pa.table({"image_id": pa.array(ids, pa.int64()), "sha256": [f"sha{i}" for i in ids]})
+        self.takedowns = TABLES["takedowns"].schema.empty_table()
 
     def table(self, name: str, columns: Any = None) -> pa.Table:
+        if name == "takedowns":
+            return self.takedowns
         assert name == "images"
         return self.images.select(columns)
 
