@@ -76,7 +76,8 @@ def open_model(kind: str, rest: str, path: Path, size_px: int | None) -> Loaded:
     if kind == "timm":
         return open_timm(rest, path, size_px)
     if kind == "open_clip":
-        return open_clip_tower(*rest.split("/", 1), path=path, size_px=size_px)
+        name, tag = rest.split("/", 1)
+        return open_clip_tower(name, tag, path=path, size_px=size_px)
     return open_checkpoint(path, size_px) if kind == "checkpoint" else open_script(path, size_px)
 
 
@@ -170,7 +171,7 @@ def _pooled_by_timm(model: Any) -> Pooled:
 # open_clip
 
 
-def open_clip_tower(name: str, tag: str, path: Path, size_px: int | None) -> Loaded:
+def open_clip_tower(name: str, tag: str, *, path: Path, size_px: int | None) -> Loaded:
     """The image tower of an open_clip model with the weights of a file.
 
     ``model`` is what ``encode_image`` gives: pooled and projected. Tokens come before the projection, normed.
