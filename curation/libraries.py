@@ -85,9 +85,19 @@ def open_model(kind: str, rest: str, path: Path, size_px: int | None) -> Loaded:
 
 
 def timm_metadata(name: str, path: Path) -> dict[str, str]:
-    """What a file that `lvd export --to timm` wrote for this model says of it; empty for files of others."""
+    """What a file that `lvd export --to timm` wrote for this model says of it; empty for files of others.
+
+    Raises:
+        ValueError: it is a file of our trainer that this model of timm does not fit.
+    """
     metadata = metadata_of(path)
-    return metadata if metadata.get("architecture") == name.partition(".")[0] and "model_args" in metadata else {}
+    if "model" not in metadata and "model_args" not in metadata:
+        return {}
+    fits = metadata.get("architecture")
+    if fits != name.partition(".")[0]:
+        way = f"timm:{fits}" if fits else "checkpoint:PATH, or what lvd export --to timm makes of it"
+        raise ValueError(f"it was written by our trainer for another model; allowed: {way}")
+    return metadata
 
 
 def build_timm(name: str, metadata: dict[str, str], size_px: int | None) -> Any:
