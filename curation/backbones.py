@@ -158,11 +158,13 @@ class Backbone:
                 out = self._model(pixels)
                 return (out[0] if isinstance(out, tuple) else out).flatten(1).float()
             cls, mean = self._pooled(pixels)
-        if cls is None and pooling != "mean":
+        if pooling == "mean":
+            return mean.float()
+        if cls is None:
             raise ValueError(f"it has no class token, so pooling {pooling!r} means nothing; allowed: model, mean")
-        if pooling == "cls_mean":
-            return torch.cat([F.normalize(part.float(), dim=1) for part in (cls, mean)], 1)
-        return (cls if pooling == "cls" else mean).float()
+        if pooling == "cls":
+            return cls.float()
+        return torch.cat([F.normalize(part.float(), dim=1) for part in (cls, mean)], 1)
 
 
 def open_backbone(config: BackboneConfig, key: str = "embed") -> Backbone:

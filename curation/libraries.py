@@ -76,7 +76,8 @@ def open_model(kind: str, rest: str, path: Path, size_px: int | None) -> Loaded:
     if kind == "timm":
         return open_timm(rest, path, size_px)
     if kind == "open_clip":
-        return open_clip_tower(*rest.split("/", 1), path=path, size_px=size_px)
+        name, tag = rest.split("/", 1)
+        return open_clip_tower(name, tag, path=path, size_px=size_px)
     return open_checkpoint(path, size_px) if kind == "checkpoint" else open_script(path, size_px)
 
 
@@ -84,9 +85,19 @@ def open_model(kind: str, rest: str, path: Path, size_px: int | None) -> Loaded:
 
 
 def timm_metadata(name: str, path: Path) -> dict[str, str]:
-    """What a file that `lvd export --to timm` wrote for this model says of it; empty for files of others."""
+    """What a file that `lvd export --to timm` wrote for this model says of it; empty for files of others.
+
+    Raises:
+        ValueError: it is a file of our trainer that this model of timm does not fit.
+    """
     metadata = metadata_of(path)
-    return metadata if metadata.get("architecture") == name.partition(".")[0] and "model_args" in metadata else {}
+    if "model" not in metadata and "model_args" not in metadata:
+        return {}
+    fits = metadata.get("architecture")
+    if fits != name.partition(".")[0]:
+        way = f"timm:{fits}" if fits else "checkpoint:PATH, or what lvd export --to timm makes of it"
+        raise ValueError(f"it was written by our trainer for another model; allowed: {way}")
+    return metadata
 
 
 def build_timm(name: str, metadata: dict[str, str], size_px: int | None) -> Any:
@@ -170,7 +181,7 @@ def _pooled_by_timm(model: Any) -> Pooled:
 # open_clip
 
 
-def open_clip_tower(name: str, tag: str, path: Path, size_px: int | None) -> Loaded:
+def open_clip_tower(name: str, tag: str, *, path: Path, size_px: int | None) -> Loaded:
     """The image tower of an open_clip model with the weights of a file.
 
     ``model`` is what ``encode_image`` gives: pooled and projected. Tokens come before the projection, normed.

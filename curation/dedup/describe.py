@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -191,13 +192,12 @@ class Describe(ShardStage):
 
     def models(self) -> list[ModelFacts]:
         """The descriptor."""
-        config = self.config
-        shown = {"takes": "288 px", "dim": DIM}
-        if config.weights_path is None:
-            return [ModelFacts(name=config.name, needs_cpu=True, **shown)]
-        sha256 = file_sha256(config.weights_path, key=config.weights_key)
-        name = config.kind if config.kind == "sscd" else config.name
-        return [ModelFacts(name=name, file=Path(config.weights_path), sha256=sha256, **shown)]
+        name = self.config.kind if self.config.kind == "sscd" else self.config.name
+        facts = ModelFacts(name=name, takes="288 px", dim=DIM)
+        path = self.config.weights_path
+        if path is None:
+            return [replace(facts, needs_cpu=True)]
+        return [replace(facts, file=Path(path), sha256=file_sha256(path, key=self.config.weights_key))]
 
     def fingerprint_values(self) -> dict[str, Any]:
         """What decides the vectors."""

@@ -145,8 +145,8 @@ class LookStage(ShardStage):
         found = []
         if self.config.detector == "nudenet":
             sizes = " and ".join(str(size) for size in sorted({320, *self.config.face_input_px}))
-            nudenet = {"file": model_path(), "sha256": model_digest(), "license": LICENSE}
-            found.append(ModelFacts(name="nudenet", takes=f"{sizes} px", **nudenet))
+            path, sha256 = model_path(), model_digest()
+            found.append(ModelFacts(name="nudenet", takes=f"{sizes} px", file=path, sha256=sha256, license=LICENSE))
         if self.config.yunet:
             path, sha256 = Path(self.config.yunet), _sha256(self.config.yunet)
             found.append(ModelFacts(name="yunet", takes="whole pictures", file=path, sha256=sha256, needs_cpu=True))

@@ -249,6 +249,15 @@ def test_a_network_of_our_trainer_by_three_names(tmp_path, pictures, stem, num_r
             np.testing.assert_allclose(found.embed(pictures[:2, :32, :32]), wanted.numpy(), atol=2e-5)
 
 
+@pytest.mark.parametrize(("stem", "way"), [("linear", "timm:vit_base_patch16_224"), ("conv", "checkpoint:PATH, or")])
+def test_a_file_of_our_trainer_under_the_name_of_another_model_is_refused_before_work(tmp_path, stem, way):
+    weights = written(tmp_path, stem=stem).with_name("teacher.safetensors")
+    config = BackboneConfig(name="timm:vit_tiny_patch16_224", weights=str(weights))
+    for do in (backbone_facts, open_backbone):
+        with pytest.raises(ConfigError, match=f"written by our trainer for another model; allowed: {way}"):
+            do(config)
+
+
 def test_script(tmp_path, photographs):
     path = tmp_path / "mean.pt"
     torch.jit.script(torch.nn.AdaptiveAvgPool2d(2)).save(str(path))

@@ -47,7 +47,7 @@ def test_a_teacher_of_the_tars_embeds_the_pool_it_came_from(lab, undisturbed, tm
     told = capsys.readouterr()
     (line,) = [line.split() for line in told.err.splitlines() if line.startswith("  embed ") and "->" in line]
     assert line[:8] == ["embed", "checkpoint", "56", "px", "->", "48", "fp32", "cpu"]
-    done = json.loads(told.out.splitlines()[-1])["stages"]
+    done = json.loads(told.out.splitlines()[-1])["costs"]
     assert not set(done) & {"fetch", "look", "fit_descriptor", "describe", "fit_quantiser"}  # the pool has them
     assert {"embed", "cluster", "neighbours", "selection", "export"} <= set(done)
 
