@@ -151,9 +151,9 @@ def lines_of(found: Takedown, run: str, *, dry_run: bool) -> list[str]:
     if found.num_elsewhere:
         lines.append(f"          and {found.num_elsewhere:,} of sources that this run does not have")
     if found.copies:
-        stay = "would stay" if dry_run else "stay"
+        stay = "would stay" if dry_run else "still there"
         copies = _many(len(found.copies), "copy")
-        lines.append(f"copies    {copies} of these {stay}, and may be in the set then; name them too if they are to go")
+        lines.append(f"copies    {copies} of these {stay} and may take the place; name what is to go too")
         lines += _listed(found.copies)
     if dry_run:
         return [*lines, "nothing was done; the same command without --dry-run does it"]

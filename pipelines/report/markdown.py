@@ -260,14 +260,14 @@ def _removal(card: Card) -> Iterator[str]:
     else:
         yield _text("The recipe names no contact (`fetch.contact`). Whoever passes the set on should name one here.")
     yield _text(
-        "Who keeps the set runs `lvd takedown LIST` with a list of addresses, sha256 or pHashes: the pictures leave the "
-        "pool and the tars, and no later run fetches them again."
+        "Who keeps the set runs `lvd takedown LIST` with a list of addresses, sha256 or pHashes: the pictures leave "
+        "the pool and the tars, and no later run fetches them again."
     )
     taken = card["takedowns"]
     if taken["num_rules"]:
         yield _text(
-            f"The takedown list of the pool has {_many(taken['num_rules'], 'rule')}, those that follow from others too; "
-            f"{_many(taken['num_lines'], 'line')} of this run ended by it."
+            f"The takedown list of the pool has {_many(taken['num_rules'], 'rule')}, those that follow from others "
+            f"too; {_many(taken['num_lines'], 'line')} of this run ended by it."
         )
 
 

@@ -2,7 +2,7 @@
 
 A row is right when it has exactly one end state, and that state and its reason are among those that truth names.
 Truth's ``kept`` means: survived everything up to and including leakage. What selection does after that is a matter of
-the query sets, so an end in ``selection`` counts as kept. A line that was taken down ends as whoever asked for it wants.
+the query sets, so an end in ``selection`` counts as kept. A line that was taken down ends as somebody asked for.
 
 A forbidden contact is, in the server's request log,
 - any request for an address that robots.txt denies (or whose robots.txt cannot be had), or to a blocked host;

@@ -27,7 +27,7 @@ def test_a_dry_run_names_the_pictures_and_their_copies_and_does_nothing(run: str
     assert shown[0] == f"list      2 rules in {small_run.pool}, 2 of them new"
     assert shown[1] == "pictures  1 of this run would go, 1 of them in the set"
     assert shown[2].split() == [str(FIRST), f"http://h0.test/web/{FIRST}.jpg", "(web,", "in", "the", "set)"]
-    assert shown[3].startswith("copies    1 copy of these would stay")
+    assert shown[3].startswith("copies    1 copy of these would stay and may take the place")
     assert str(FIRST + 4) in shown[4]
     assert shown[-1].startswith("nothing was done")
     assert {path: small_run.store("pool").tag(path) for path in small_run.store("pool").list("")} == before
