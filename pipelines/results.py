@@ -247,12 +247,12 @@ def clean(run: str) -> dict[str, int]:
     pool, store = open_store(state["pool"]), open_store(run)
     with ExitStack() as stack:
         scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
-        for place in (pool, store):  # what a living driver has stored and not yet named must stay
-            stack.callback(Lease(place, scratch).release)
+        for root in (pool, store):  # what a living driver has stored and not yet named must stay
+            stack.callback(Lease(root, scratch).release)
         unnamed = [(store, path) for path in unnamed_objects(store, TARS)]
         for place in OF_POOL:
             unnamed += [(pool, path) for path in unnamed_objects(pool, place)]
-        removed = {"objects": len(unnamed), "bytes": sum(place.size(path) for place, path in unnamed)}
-        for place, path in unnamed:
-            place.delete(path)
+        removed = {"objects": len(unnamed), "bytes": sum(root.size(path) for root, path in unnamed)}
+        for root, path in unnamed:
+            root.delete(path)
     return removed

@@ -316,7 +316,8 @@ def purge_pool(pool: Store, scratch: Path, check: Callable[[], None], say: Calla
     """Take out of the pool, which is held, what its list names, and say so."""
     done = purge(pool, scratch, check)
     say(
-        f"takedown: {len(done.image_ids):,} pictures taken out of the pool; {done.num_parts:,} parts written again, "
+        f"takedown: {len(done.image_ids):,} {'picture' if len(done.image_ids) == 1 else 'pictures'} taken out of the "
+        f"pool; {done.num_parts:,} parts written again, "
         f"{done.num_deleted:,} tars removed ({done.deleted_bytes:,} bytes)"
         + (f", {done.num_fits:,} fits to be made again" if done.num_fits else "")
     )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.export.objects import TARS
-from curation.export.purge import Purged, pending, pictures_named, put_rules
+from curation.export.purge import Purged, pending, pictures_named, put_rules, with_bytes_of
 from curation.ingest.takedown import known_rules, merged, read_rules
 from curation.store import Store, check_lease, open_store
 from pipelines.curate import CurateRecipe
@@ -80,7 +80,7 @@ def takedown(run: str, request: Request, say: Callable[[str], None]) -> Takedown
     pool, store = open_store(pool_root), open_store(run)
     asked = read_rules(request.entries, kind=request.kind, radius_bits=request.radius_bits, reason=request.reason)
     known = known_rules(pool)
-    rules = merged(known, asked)
+    rules = with_bytes_of(pool, merged(known, asked))
     ids = pictures_named(pool, rules)
     told = _told(run, ids)
     told |= {"pool": pool_root, "num_new": len(rules) - len(known)}
@@ -94,8 +94,9 @@ def takedown(run: str, request: Request, say: Callable[[str], None]) -> Takedown
             check_lease(pool, tokens[0])
             check_lease(store, tokens[1])
 
-        if rules != known:
-            put_rules(pool, merged(known_rules(pool), asked), scratch)
+        known = known_rules(pool)
+        if (listed := merged(known, asked)) != known:
+            put_rules(pool, listed, scratch)
         purged = purge_pool(pool, scratch, check, say) if pending(pool) else Purged()
         for page in remove_pages(store):
             say(f"takedown: {page} of the run may show them and is removed")
@@ -142,25 +143,24 @@ def _rows(connection: Any, query: str, ids: Collection[int]) -> list[dict[str, A
 
 def lines_of(found: Takedown, run: str, *, dry_run: bool) -> list[str]:
     """What to print at the end of the command."""
-    lines = [f"list      {found.num_rules:,} rules in {found.pool}, {found.num_new:,} of them new"]
-    num_stored = len(found.pictures)
+    lines = [f"list      {_many(found.num_rules, 'rule')} in {found.pool}, {found.num_new:,} of them new"]
+    num_in_set = sum(row["in_set"] for row in found.pictures)
     goes = "would go" if dry_run else "gone"
-    lines.append(
-        f"pictures  {num_stored:,} of this run {goes}, {sum(row['in_set'] for row in found.pictures):,} of the set"
-    )
+    lines.append(f"pictures  {len(found.pictures):,} of this run {goes}, {num_in_set:,} of them in the set")
     lines += _listed(found.pictures)
     if found.num_elsewhere:
         lines.append(f"          and {found.num_elsewhere:,} of sources that this run does not have")
     if found.copies:
-        stay = "stay, and one may take the place" if dry_run else "are still there"
-        lines.append(f"copies    {len(found.copies):,} copies of these {stay}; name them too if they are to go")
+        stay = "would stay" if dry_run else "still there"
+        copies = _many(len(found.copies), "copy")
+        lines.append(f"copies    {copies} of these {stay} and may take the place; name what is to go too")
         lines += _listed(found.copies)
     if dry_run:
         return [*lines, "nothing was done; the same command without --dry-run does it"]
     lines.append(
         f"run       {run} follows: its tars hold none of them; lvd verify --run {run}"
         if found.followed
-        else f"run       {run} has no tars yet"
+        else f"run       {run} has no tars yet, so none of them; its next lvd curate follows"
     )
     lines.append("others    other runs over this pool keep them in their tars until their next lvd curate")
     return lines
@@ -172,3 +172,8 @@ def _listed(rows: Sequence[dict[str, Any]]) -> list[str]:
         for row in rows[:_NUM_LISTED]
     ]
     return lines if len(rows) <= _NUM_LISTED else [*lines, f"          and {len(rows) - _NUM_LISTED:,} more"]
+
+
+def _many(num: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{num:,} {noun if num == 1 else plural}"

@@ -239,7 +239,7 @@ def _write_facts(
         sha256 = hashlib.sha256(bodies[i]).hexdigest()
         hashes.append({"image_id": i, "sha256": sha256, "ok": True, "width_px": 64, "height_px": 48, "phash": i})
         seen = {"image_id": i, "sha256": sha256, "nsfw_score": 0.0, "num_faces": int(i == WITH_FACE)}
-        little = picture(i % 99_991 + 1)
+        little = picture(i % 99_991 + 200_000)  # no other picture's bytes
         seen |= {"small_object": f"small/{shard:09d}.tar", "small_offset": tars["small"].add(f"{i}", little)}
         seen["small_bytes"] = len(little)
         if i == WITH_FACE:

@@ -95,12 +95,13 @@ def rule_of(text: str, *, kind: str | None = None, radius_bits: int | None = Non
         ValueError: the text is none of these; the message says why in a few words.
     """
     text = text.strip()
-    tried = KINDS if kind is None else (kind,)
-    for name in tried:
-        if name not in _SPELLINGS:
-            raise ValueError(f"kind {name!r} is not known; allowed: {', '.join(KINDS)}")
+    if kind is not None and kind not in KINDS:
+        raise ValueError(f"kind {kind!r} is not known; allowed: {', '.join(KINDS)}")
+    for name, spelling in _SPELLINGS.items():
+        if kind not in (None, name):
+            continue
         try:
-            value = _SPELLINGS[name](text)
+            value = spelling(text)
         except ValueError as error:  # AddressError too
             if kind is not None:
                 raise ValueError(f"{text!r} is no {kind}: {error}") from None

@@ -86,6 +86,7 @@ def card(database: Database, recipe: Mapping[str, Any], finished: str) -> dict[s
         "policy": _policy(connection, sections),
         "limits": list(_limits(sections)),
         "contact": sections["fetch"]["contact"] or None,
+        "takedowns": _takedowns(connection),
         "recipe": dict(recipe),
     }
 
@@ -281,6 +282,15 @@ def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     yield f"Nothing was compared with any list of known illegal material{brought}."
     if sections["embed"]["name"] == "hog-thumb":
         yield "hog-thumb, which chose by meaning, is far below a learned model."
+
+
+def _takedowns(connection: Any) -> dict[str, int]:
+    """Rules of the pool's takedown list, those that follow from others too, and lines of this run that they ended."""
+    query = """
+        SELECT (SELECT count(*) FROM takedowns) AS num_rules,
+            (SELECT count(*) FROM end_state WHERE reason = 'taken_down') AS num_lines
+    """
+    return {name: int(count) for name, count in _rows(connection, query)[0].items()}
 
 
 # Rows

@@ -1,13 +1,49 @@
-"""The life of one picture: every verdict on it, what it was compared with, who chose it, where it lies."""
+"""The life of one picture: every verdict on it, what it was compared with, who asked for it, where it lies."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from training.config import ConfigError
+from curation.ingest.takedown import TAKEN_DOWN, Rules, from_table
+from pipelines.report.lookup import find_lines, rows_of
 
 _NUM_SAME_ADDRESS = 20
+_NUM_LISTED = 10  # of copies, of neighbours
+_ENDS = {"kept": "in the set", "reference": "a reference: compared with, never chosen", "pending": "not judged yet"}
+
+_NEAR = """
+    SELECT n.image_id, g.exact, g.distance_bits, n.representative_id
+    FROM near n LEFT JOIN near_groups g USING (image_id)
+    WHERE n.representative_id = (SELECT representative_id FROM near WHERE image_id = ?1) AND n.image_id <> ?1
+    ORDER BY n.image_id <> n.representative_id, g.distance_bits, n.image_id
+"""
+# Of the pictures of its component: similarity of the edge to it, null where only others join them.
+_COPIES = """
+    SELECT d.image_id, max(e.similarity) AS similarity
+    FROM duplicates d
+    LEFT JOIN edges e ON (e.a = ?1 AND e.b = d.image_id) OR (e.b = ?1 AND e.a = d.image_id)
+    WHERE d.component_id = (SELECT component_id FROM duplicates WHERE image_id = ?1) AND d.image_id <> ?1
+    GROUP BY ALL ORDER BY similarity DESC NULLS LAST, d.image_id
+"""
+_BELOW = """
+    SELECT if(a = ?1, b, a) AS image_id, similarity FROM edges WHERE (a = ?1 OR b = ?1)
+    AND if(a = ?1, b, a) NOT IN (
+        SELECT image_id FROM duplicates
+        WHERE component_id = (SELECT component_id FROM duplicates WHERE image_id = ?1)
+    )
+    ORDER BY similarity DESC, image_id
+"""
+_REFERENCES = """
+    SELECT reference_id AS image_id, similarity FROM reference_edges WHERE image_id = ?
+    ORDER BY similarity DESC, reference_id
+"""
+_ASKED = "SELECT * FROM neighbours WHERE image_id = ? ORDER BY query_set, rank < 0, similarity DESC, query_id"
+_RETRIEVED = """
+    SELECT n.image_id, n.rank, n.similarity, e.stage, e.reason, s.part, s.query_id = n.query_id AS is_chooser
+    FROM neighbours n JOIN end_state e USING (image_id) LEFT JOIN selection s USING (image_id)
+    WHERE n.query_id = ? ORDER BY n.rank
+"""
 
 
 def explain(connection: Any, id_or_url: str) -> str:
@@ -15,132 +51,279 @@ def explain(connection: Any, id_or_url: str) -> str:
 
     Args:
         connection: of ``curation.query.connect``.
-        id_or_url: ``image_id`` in digits, or the address (or the local location) as the source has it.
+        id_or_url: ``image_id`` in digits, or the address (or the local location), see ``lookup.find_lines``.
 
     Raises:
         ConfigError: the run has no such line.
     """
-    text = id_or_url.strip()
-    column = "image_id = ?::BIGINT" if text.isdecimal() and len(text) < 19 else "url = ? OR location = ?"
-    values = [text] if column.startswith("image_id") else [text, text]
-    found = _rows(connection, f"SELECT image_id FROM urls WHERE {column} ORDER BY image_id", *values)
-    if not found:
-        raise ConfigError(
-            f"picture {id_or_url!r} is not in this run; give an image_id or an address as the list has it, "
-            "or look for it with a query on the view end_state (lvd sql FILE.sql)"
-        )
-    lives = ["\n".join(_life(connection, row["image_id"])) for row in found[:_NUM_SAME_ADDRESS]]
+    found = find_lines(connection, id_or_url)
+    lives = ["\n".join(_life(connection, image_id)) for image_id in found[:_NUM_SAME_ADDRESS]]
     if len(found) > _NUM_SAME_ADDRESS:
         lives.append(f"and {len(found) - _NUM_SAME_ADDRESS:,} lines more with this address")
     return "\n\n".join(lives)
 
 
 def _life(connection: Any, image_id: int) -> Iterator[str]:
-    (line,) = _rows(connection, "SELECT * FROM urls WHERE image_id = ?", image_id)
-    (end,) = _rows(connection, "SELECT * FROM end_state WHERE image_id = ?", image_id)
+    (line,) = rows_of(connection, "SELECT * FROM urls WHERE image_id = ?", image_id)
+    (end,) = rows_of(connection, "SELECT * FROM end_state WHERE image_id = ?", image_id)
     yield f"image {image_id}"
     yield _entry("source", f"{line['source']} ({end['role']}), line {line['line']:,}")
     for name in ("url", "location", "page_url", "alt_text", "label"):
         if line[name] is not None:
-            yield _entry(name, str(line[name]))
+            yield _entry(name.replace("_", " "), str(line[name]))
     if line["error"] is not None:
         yield _entry("broken", line["error"])
-    yield from _facts(connection, image_id)
-    verdicts = _rows(connection, "SELECT * FROM verdicts WHERE image_id = ? ORDER BY place", image_id)
-    for verdict in verdicts:
+    yield from _facts(connection, image_id, line["url"])
+    for verdict in rows_of(connection, "SELECT * FROM verdicts WHERE image_id = ? ORDER BY place", image_id):
         judged = "kept" if verdict["keep"] else f"dropped: {verdict['reason']}"
+        if verdict["stage"] == "selection":  # where it lies among others comes before what was made of that
+            yield from _cluster(connection, image_id)
+            yield from _asked_for(connection, image_id)
+            if end["stage"] == "reference":  # it asks, and nobody asks for it
+                continue
         yield _entry(verdict["stage"], judged + _judged(verdict))
-        for text in _beside(connection, verdict["stage"], image_id):
+        for text in _beside(connection, verdict, line["url"]):
             yield _entry("", text)
-    yield from _cluster(connection, image_id)
+    yield from _query(connection, image_id)
     yield from _sample(connection, image_id)
-    ended = {"kept": "in the set", "reference": "a reference: compared with, never chosen", "pending": "not judged yet"}
-    yield _entry("end", ended.get(end["stage"], f"{end['stage']}/{end['reason']}"))
+    yield _entry("end", _end(end))
 
 
-def _facts(connection: Any, image_id: int) -> Iterator[str]:
-    for row in _rows(connection, "SELECT * FROM images WHERE image_id = ?", image_id):
-        status = "" if row["http_status"] is None else f", status {row['http_status']}"
-        robots = "" if row["robots"] is None else f", robots {row['robots']}"
+def _end(end: dict[str, Any]) -> str:
+    return _ENDS.get(end["stage"], f"{end['stage']}/{end['reason']}")
+
+
+# Facts
+
+
+def _facts(connection: Any, image_id: int, url: str | None) -> Iterator[str]:
+    yield from _visits(connection, image_id)
+    for row in rows_of(connection, "SELECT * FROM images WHERE image_id = ?", image_id):
+        robots = "" if row["robots"] is None else f", robots.txt {row['robots']}"
         if row["ok"]:
-            yield _entry("bytes", f"{row['format']}, {row['num_bytes']:,} bytes{status}{robots}")
+            yield _entry("bytes", f"{row['format']}, {row['num_bytes']:,} bytes{_status(row)}{robots}")
             yield _entry("sha256", row["sha256"])
         else:
-            yield _entry("fetch", f"{row['reason']}{status}{robots}")
-        if row["final_url"] is not None:
+            opt_out = "" if row["opt_out"] is None else f", header {row['opt_out']}"
+            yield _entry("fetch", f"{row['reason']}{_status(row)}{robots}{opt_out}")
+        if row["final_url"] is not None and row["final_url"] != url:
             yield _entry("final url", row["final_url"])
-    for row in _rows(connection, "SELECT * FROM hashes WHERE image_id = ? AND ok", image_id):
+    for row in rows_of(connection, "SELECT * FROM hashes WHERE image_id = ? AND ok", image_id):
         yield _entry("picture", f"{row['width_px']} x {row['height_px']} px, pHash {row['phash']:016x}")
-    for row in _rows(connection, "SELECT * FROM detections WHERE image_id = ?", image_id):
-        faces = f"{row['num_faces'] or 0} faces{' (blurred)' if row['blurred_object'] is not None else ''}"
+    for row in rows_of(connection, "SELECT * FROM detections WHERE image_id = ?", image_id):
+        faces = _many(row["num_faces"] or 0, "face") + (" (blurred)" if row["blurred_object"] is not None else "")
         worst = "" if row["nsfw_label"] is None else f", {row['nsfw_label']} {row['nsfw_score']:.3f}"
         yield _entry("seen", faces + worst)
 
 
+def _status(row: dict[str, Any]) -> str:
+    return "" if row["http_status"] is None else f", status {row['http_status']}"
+
+
+def _visits(connection: Any, image_id: int) -> Iterator[str]:
+    """Visits to servers, where there was more than one; of one, what came of it says enough."""
+    query = """
+        SELECT left(started_at::VARCHAR, 16) AS day, url, outcome, http_status
+        FROM fetch_log WHERE image_id = ? ORDER BY started_at
+    """
+    visits = rows_of(connection, query, image_id)
+    for number, row in enumerate(visits if len(visits) > 1 else ()):
+        yield _entry("" if number else "visits", f"{row['day']} {row['url']} {row['outcome']}{_status(row)}")
+    if len(visits) == 1 and visits[0]["day"] is not None:
+        yield _entry("visited", visits[0]["day"])
+
+
+# Verdicts, and what they compared the picture with
+
+
 def _judged(verdict: dict[str, Any]) -> str:
-    if verdict["score"] is None:
+    if verdict["score"] is None or verdict["stage"] == "selection":
         return ""
     limit = "" if verdict["threshold"] is None else f", threshold {verdict['threshold']:.4g}"
     return f"  (score {verdict['score']:.4g}{limit})"
 
 
-def _beside(connection: Any, stage: str, image_id: int) -> Iterator[str]:
-    """What a verdict compared the picture with."""
-    if stage == "screened":
-        for row in _rows(connection, "SELECT first_id FROM url_duplicates WHERE image_id = ?", image_id):
+def _beside(connection: Any, verdict: dict[str, Any], url: str | None) -> Iterator[str]:
+    image_id = verdict["image_id"]
+    if verdict["stage"] == "screened":
+        for row in rows_of(connection, "SELECT first_id FROM url_duplicates WHERE image_id = ?", image_id):
             yield f"image {row['first_id']} has this address first"
-    elif stage in ("near", "duplicates"):
-        query = f"SELECT representative_id FROM {stage} WHERE image_id = ? AND representative_id <> image_id"
-        for row in _rows(connection, query, image_id):
-            yield f"image {row['representative_id']} stands for it{_address(connection, row['representative_id'])}"
-        query = f"SELECT image_id FROM {stage} WHERE representative_id = ? AND image_id <> ? ORDER BY image_id"
-        others = [str(row["image_id"]) for row in _rows(connection, query, image_id, image_id)]
-        if others:
-            more = f" and {len(others) - 10:,} more" if len(others) > 10 else ""
-            yield f"it stands for {', '.join(others[:10])}{more}"
-    elif stage == "leakage":
-        query = "SELECT reference_id, benchmark FROM leakage WHERE image_id = ? AND reference_id IS NOT NULL"
-        for row in _rows(connection, query, image_id):
-            where = _address(connection, row["reference_id"])
-            yield f"most like image {row['reference_id']} of benchmark {row['benchmark']}{where}"
-    elif stage == "selection":
-        for row in _rows(connection, "SELECT part, query_id, similarity FROM selection WHERE image_id = ?", image_id):
-            if row["part"] is not None:
-                yield f"for the set {row['part']}{_asked(connection, row)}"
+    elif verdict["stage"] == "fetched" and verdict["reason"] == TAKEN_DOWN:
+        yield _taken_down(connection, url)
+    elif verdict["stage"] == "near":
+        yield from _near(connection, image_id)
+    elif verdict["stage"] == "duplicates":
+        yield from _copies(connection, image_id)
+    elif verdict["stage"] == "leakage":
+        yield from _leaks(connection, image_id)
+    elif verdict["stage"] == "selection":
+        query = "SELECT part, query_id, similarity FROM selection WHERE image_id = ? AND part IS NOT NULL"
+        for row in rows_of(connection, query, image_id):
+            yield f"for the set {row['part']}{_by(connection, row)}"
+        if verdict["reason"] == "not_retrieved":
+            yield "no query set asked for it"
 
 
-def _asked(connection: Any, row: dict[str, Any]) -> str:
-    alike = "" if row["similarity"] is None else f", similarity {row['similarity']:.4f}"
-    if row["query_id"] is None:
-        return alike
-    return f", by query image {row['query_id']}{_address(connection, row['query_id'])}{alike}"
+def _taken_down(connection: Any, url: str | None) -> str:
+    rules = from_table(connection.sql("SELECT * FROM takedowns").to_arrow_table())
+    for rule in rules:
+        if Rules([rule]).url(url):
+            return f"its address is on the takedown list{f': {rule.reason}' if rule.reason else ''}"
+    return "its bytes, or where it leads, are on the takedown list"
+
+
+def _near(connection: Any, image_id: int) -> Iterator[str]:
+    others = rows_of(connection, _NEAR, image_id)
+    if not others:
+        return
+    stands_for_it = others[0]["image_id"] == others[0]["representative_id"]
+    own = rows_of(connection, "SELECT * FROM near_groups WHERE image_id = ?", image_id)
+    if stands_for_it:
+        first, others = others[0], others[1:]
+        yield f"image {first['image_id']} stands for it{_apart(own[0] if own else None)}{_address(connection, first)}"
+    yield from _listed(
+        connection,
+        others,
+        f"it stands for {_many(len(others), 'near copy')}" if not stands_for_it else "and for",
+        _apart,
+    )
+
+
+def _apart(row: dict[str, Any] | None) -> str:
+    if row is None or row["distance_bits"] is None:
+        return ""
+    return ", the same bytes" if row["exact"] else f", {_many(row['distance_bits'], 'bit')} apart"
+
+
+def _copies(connection: Any, image_id: int) -> Iterator[str]:
+    others = rows_of(connection, _COPIES, image_id)
+    num_pictures = len(others) + 1
+    query = "SELECT representative_id FROM duplicates WHERE image_id = ? AND representative_id <> image_id"
+    for kept in rows_of(connection, query, image_id):
+        first = [row for row in others if row["image_id"] == kept["representative_id"]]
+        others = [row for row in others if row not in first]
+        for row in first:
+            yield f"image {row['image_id']} stands for it{_alike(row)}{_address(connection, row)}"
+    yield from _listed(connection, others, f"others of its component of {num_pictures:,} pictures", _alike)
+    yield from _listed(connection, rows_of(connection, _BELOW, image_id), "like it, below the threshold", _alike)
+
+
+def _leaks(connection: Any, image_id: int) -> Iterator[str]:
+    query = "SELECT reference_id AS image_id, benchmark FROM leakage WHERE image_id = ? AND reference_id IS NOT NULL"
+    references = rows_of(connection, _REFERENCES, image_id)
+    for told in rows_of(connection, query, image_id):
+        yield f"most like image {told['image_id']} of benchmark {told['benchmark']}{_address(connection, told)}"
+        references = [row for row in references if row["image_id"] != told["image_id"]]
+    yield from _listed(connection, references, "pictures of benchmarks that are like it", _alike)
+
+
+def _alike(row: dict[str, Any]) -> str:
+    return ", joined by others" if row["similarity"] is None else f", similarity {row['similarity']:.4f}"
+
+
+# Meaning
 
 
 def _cluster(connection: Any, image_id: int) -> Iterator[str]:
-    for row in _rows(connection, "SELECT cluster, similarity FROM clusters WHERE image_id = ?", image_id):
-        yield _entry("cluster", f"{row['cluster']}, similarity {row['similarity']:.4f} to its centroid")
-    query = "SELECT * FROM neighbours WHERE image_id = ? ORDER BY query_set, rank, query_id"
-    for row in _rows(connection, query, image_id)[:10]:
+    query = """
+        SELECT c.cluster, c.similarity, (
+            SELECT count(*) FROM clusters o JOIN sources s ON s.source_id = o.image_id // 1000000000000
+            WHERE o.cluster = c.cluster AND s.role = 'pool'
+        ) AS num_pictures
+        FROM clusters c WHERE image_id = ?
+    """
+    for row in rows_of(connection, query, image_id):
+        holds = f"which holds {_many(row['num_pictures'], 'picture')} of the pool"
+        yield _entry("cluster", f"{row['cluster']}, {holds}, similarity {row['similarity']:.4f} to its centroid")
+
+
+def _asked_for(connection: Any, image_id: int) -> Iterator[str]:
+    """Queries that retrieved a pool picture, the nearest first."""
+    rows = rows_of(connection, _ASKED, image_id)
+    for number, row in enumerate(rows[:_NUM_LISTED]):
         rank = "cut by the cap" if row["rank"] < 0 else f"rank {row['rank']}"
-        yield _entry("retrieved", f"for {row['query_set']}, {rank}{_asked(connection, row)}")
+        place = f"{rank}{' in its cluster' if row['query_id'] is None and row['rank'] >= 0 else ''}"
+        yield _entry("" if number else "asked for", f"for {row['query_set']}, {place}{_by(connection, row)}")
+    if len(rows) > _NUM_LISTED:
+        yield _entry("", f"and {len(rows) - _NUM_LISTED:,} times more")
+
+
+def _by(connection: Any, row: dict[str, Any]) -> str:
+    """Which query asked, with its address and label, and how alike it is."""
+    if row["query_id"] is None:
+        return "" if row["similarity"] is None else f", similarity {row['similarity']:.4f} to its centroid"
+    query = "SELECT label FROM urls WHERE image_id = ? AND label IS NOT NULL"
+    label = "".join(f", label {found['label']}" for found in rows_of(connection, query, row["query_id"]))
+    address = _address(connection, {"image_id": row["query_id"]})
+    return f", by query image {row['query_id']}{address}{label}, similarity {row['similarity']:.4f}"
+
+
+def _query(connection: Any, image_id: int) -> Iterator[str]:
+    """What a query picture asked for, and what became of that."""
+    for row in rows_of(connection, "SELECT * FROM queries WHERE query_id = ?", image_id):
+        if row["mode"] == "cluster":
+            yield _entry("asks for", _of_cluster(connection, row))
+        elif row["mode"] == "sample":
+            yield from _nearest(connection, row)
+
+
+def _of_cluster(connection: Any, row: dict[str, Any]) -> str:
+    query = """
+        SELECT count(*) FILTER (WHERE rank >= 0) AS num,
+            (SELECT count(*) FROM queries WHERE cluster = ?1 AND query_set = ?2) AS num_queries
+        FROM neighbours WHERE cluster = ?1 AND query_set = ?2 AND query_id IS NULL
+    """
+    (counts,) = rows_of(connection, query, row["cluster"], row["query_set"])
+    asked = f"{_many(counts['num'], 'picture')} of cluster" if counts["num"] else "nothing of cluster"
+    return f"{asked} {row['cluster']}, which holds {_many(counts['num_queries'], 'picture')} of its set"
+
+
+def _nearest(connection: Any, row: dict[str, Any]) -> Iterator[str]:
+    retrieved = rows_of(connection, _RETRIEVED, row["query_id"])
+    num_in_set = sum(found["stage"] == "kept" for found in retrieved)
+    num_chosen = sum(bool(found["is_chooser"]) for found in retrieved)
+    told = f"{len(retrieved):,} retrieved, {num_in_set:,} of them in the set, {num_chosen:,} by this query"
+    yield _entry("asks for", f"the {_many(row['k'], 'picture')} nearest to it: {told}")
+    for found in retrieved[:_NUM_LISTED]:
+        end = _end(found)
+        if found["stage"] == "kept":
+            end = f"in the set for {found['part']}{'' if found['is_chooser'] else ', by another query'}"
+        alike = f"rank {found['rank']}, similarity {found['similarity']:.4f}"
+        yield _entry("", f"{alike}, image {found['image_id']}, {end}{_address(connection, found)}")
+    if len(retrieved) > _NUM_LISTED:
+        yield _entry("", f"and {len(retrieved) - _NUM_LISTED:,} more")
 
 
 def _sample(connection: Any, image_id: int) -> Iterator[str]:
-    for row in _rows(connection, "SELECT * FROM manifest WHERE image_id = ?", image_id):
+    for row in rows_of(connection, "SELECT * FROM manifest WHERE image_id = ?", image_id):
         blurred = ", faces blurred" if row["blurred"] else ""
         yield _entry("tar", f"{row['tar']}, key {row['key']}.{row['ext']}, offset {row['offset']:,}{blurred}")
 
 
-def _address(connection: Any, image_id: int) -> str:
-    rows = _rows(connection, "SELECT coalesce(url, location) AS address FROM urls WHERE image_id = ?", image_id)
-    return f" ({rows[0]['address']})" if rows and rows[0]["address"] is not None else ""
+# Pieces
+
+
+def _listed(connection: Any, rows: Sequence[dict[str, Any]], title: str, beside: Any) -> Iterator[str]:
+    if not rows:
+        return
+    yield f"{title}:"
+    for row in rows[:_NUM_LISTED]:
+        yield f"  image {row['image_id']}{beside(row)}{_address(connection, row)}"
+    if len(rows) > _NUM_LISTED:
+        yield f"  and {len(rows) - _NUM_LISTED:,} more"
+
+
+def _address(connection: Any, row: dict[str, Any]) -> str:
+    rows = rows_of(
+        connection, "SELECT coalesce(url, location) AS address FROM urls WHERE image_id = ?", row["image_id"]
+    )
+    return f"  {rows[0]['address']}" if rows and rows[0]["address"] is not None else ""
+
+
+def _many(num: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{num:,} {noun if num == 1 else plural}"
 
 
 def _entry(name: str, text: str) -> str:
     return f"  {name:<12}{text}"
-
-
-def _rows(connection: Any, query: str, *values: Any) -> list[dict[str, Any]]:
-    cursor = connection.execute(query, list(values))
-    names = [column[0] for column in cursor.description]
-    return [dict(zip(names, row, strict=True)) for row in cursor.fetchall()]

@@ -259,13 +259,16 @@ def _removal(card: Card) -> Iterator[str]:
         yield _text(f"Write to {card['contact']} and name the address of the picture, or its key in the tars.")
     else:
         yield _text("The recipe names no contact (`fetch.contact`). Whoever passes the set on should name one here.")
-    as_is = [_code(part["query_set"]) for part in card["composition"] if part["mode"] == "as_is"]
     yield _text(
-        "Who keeps the set puts the address into `screen.blocked_urls`, its host into `screen.blocked_hosts`, or the "
-        "pHash that `lvd explain ADDRESS` prints into `near.blocked_hashes`, and runs `lvd curate` again: the tars are "
-        "written without the picture. The pool keeps its bytes."
-        + (f" Sets that are taken as they are ({', '.join(as_is)}) are not judged by these lists." if as_is else "")
+        "Who keeps the set runs `lvd takedown LIST` with a list of addresses, sha256 or pHashes: the pictures leave "
+        "the pool and the tars, and no later run fetches them again."
     )
+    taken = card["takedowns"]
+    if taken["num_rules"]:
+        yield _text(
+            f"The takedown list of the pool has {_many(taken['num_rules'], 'rule')}, those that follow from others "
+            f"too; {_many(taken['num_lines'], 'line')} of this run ended by it."
+        )
 
 
 def _recipe(card: Card) -> Iterator[str]:

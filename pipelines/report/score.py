@@ -2,7 +2,7 @@
 
 A row is right when it has exactly one end state, and that state and its reason are among those that truth names.
 Truth's ``kept`` means: survived everything up to and including leakage. What selection does after that is a matter of
-the query sets, so an end in ``selection`` counts as kept.
+the query sets, so an end in ``selection`` counts as kept. A line that was taken down ends as somebody asked for.
 
 A forbidden contact is, in the server's request log,
 - any request for an address that robots.txt denies (or whose robots.txt cannot be had), or to a blocked host;
@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 
+from curation.ingest.takedown import TAKEN_DOWN
 from pipelines.sample_web.truth import BASE, KEPT, NEVER_READ, NEVER_REQUESTED
 
 KIND_FLOOR = 0.95
@@ -140,6 +141,8 @@ def score(ends: pa.Table, truth: pa.Table, request_log: Iterable[Mapping[str, An
 
 
 def _is_right(row: Mapping[str, Any], stage: str, reason: str | None) -> bool:
+    if reason == TAKEN_DOWN:
+        return True
     if row["end_stage"] == KEPT:
         return stage in (KEPT, "selection")
     return stage in row["end_stage"].split("|") and reason in row["reason"].split("|")

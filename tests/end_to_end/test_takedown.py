@@ -4,6 +4,7 @@ import hashlib
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.export.purge import put_rules
+from curation.ingest.takedown import rule_of
+from curation.store import open_store
 from pipelines.cli import main
 from pipelines.results import opened, verify_run
 
@@ -188,4 +192,24 @@ def test_killed_in_the_middle_the_same_command_finishes_it(lab, folder, chosen, 
     assert left_over(folder, needles) == []
     assert verify_run(f"{folder}/run")[0] == []
     assert ends(folder, ids) == {("fetched", "taken_down")}
+    assert lab.curate(folder).summary.num_jobs == 0
+
+
+def test_a_hash_that_look_meets_leaves_the_pool_in_the_same_command(lab, folder, tmp_path):
+    """The rule was there before the picture: its bytes are fetched, because only look knows hashes."""
+    pool = open_store(f"{folder}/pool")
+    picture = pictures(folder).query("in_set and source == 'web'").iloc[0]
+    ids, shard = {int(picture.image_id)}, int(picture.image_id) // 1_000_000
+    needles = traces(folder, ids)
+    (hashes,) = (folder / "pool" / "hashes").iterdir()
+    looked = pd.read_parquet(hashes / f"part-{shard:09d}.parquet").set_index("image_id")
+    rule = rule_of(f"{looked.phash[picture.image_id]:016x}", radius_bits=0)
+    put_rules(pool, [replace(rule, applied=True)], tmp_path)
+    for table in ("hashes", "detections", "descriptors", "embeddings"):  # as if nobody had looked yet
+        next((folder / "pool" / table).glob(f"*/part-{shard:09d}.parquet")).unlink()
+    (folder / "run" / "safety" / f"part-{shard:09d}.parquet").unlink()
+    assert lab.curate(folder).summary.costs["look"].num_jobs >= 1
+    assert left_over(folder, needles) == []
+    assert ends(folder, ids) == {("fetched", "taken_down")}
+    assert verify_run(f"{folder}/run")[0] == []
     assert lab.curate(folder).summary.num_jobs == 0

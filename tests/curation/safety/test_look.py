@@ -229,3 +229,21 @@ def test_bad_values_are_named_before_any_work() -> None:
     for values in ({"detector": "nude"}, {"face_input_px": (330,)}, {"yunet_scales": ()}, {"max_pixels": 10**9}):
         with pytest.raises(ValidationError):
             LookConfig(**values)
+
+
+def test_nothing_is_stored_of_a_picture_whose_hash_is_on_the_takedown_list(files):
+    from curation.ingest.takedown import rule_of, to_table
+
+    before = Shard(files)
+    hashes = LookStage(LookConfig()).run(1, before)["hashes"].to_pylist()
+    row = next(row for row in hashes if row["image_id"] == 1_000_000)
+    shard = Shard(files)
+    shard.takedowns = to_table([rule_of(f"{row['phash'] ^ 5:016x}", radius_bits=2)])
+    out = LookStage(LookConfig()).run(1, shard)
+    hashed = {row["image_id"]: row for row in out["hashes"].to_pylist()}
+    assert (hashed[1_000_000]["ok"], hashed[1_000_000]["reason"]) == (False, "taken_down")
+    assert hashed[1_000_000]["phash"] is None
+    assert hashed[1_000_001] == next(row for row in hashes if row["image_id"] == 1_000_001)
+    seen = {row["image_id"]: row for row in out["detections"].to_pylist()}
+    assert (seen[1_000_000]["small_object"], seen[1_000_000]["blurred_object"]) == (None, None)
+    assert len(shard.tars["small"].names) == len(before.tars["small"].names) - 1

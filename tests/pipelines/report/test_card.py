@@ -292,3 +292,15 @@ def test_command(small_run: Any, capsys: pytest.CaptureFixture[str]):
     assert (small_run.run / "card.md").read_bytes() == first
     assert main(["card", f"{run}-none"]) == 2
     assert capsys.readouterr().err.startswith(f"lvd: no run at {run}-none; ")
+
+
+def test_rules_of_the_takedown_list_are_counted(small_run: Any):
+    run = finish(small_run)
+    assert "takedown list of the pool" not in format_card(write_card(run))
+    small_run.write("takedowns", 0, [{"kind": "sha256", "value": "ab" * 32, "applied": True}])
+    small_run.change("fetched", WEB, 1, reason="taken_down")
+    card = write_card(run)
+    assert card["takedowns"] == {"num_rules": 1, "num_lines": 1}
+    text = " ".join(format_card(card).split())
+    assert "The takedown list of the pool has 1 rule, those that follow from others too; 1 line of this run" in text
+    assert "runs `lvd takedown LIST`" in text

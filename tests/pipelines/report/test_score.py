@@ -52,6 +52,8 @@ def test_every_alternative_counts_and_selection_counts_as_kept():
     rows = [(0, "selection", "not_retrieved"), *RIGHT[1:]]
     rows[4] = (4, "near", "near_duplicate")
     assert score(ends_of(rows), TRUTH).overall == 1.0
+    rows[1] = (1, "fetched", "taken_down")  # somebody asked for it
+    assert score(ends_of(rows), TRUTH).overall == 1.0
 
 
 @pytest.mark.parametrize(
