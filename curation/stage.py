@@ -21,6 +21,8 @@ import pyarrow as pa
 from curation.schema import TABLES, Part, Role, Root
 from training.config import Config
 
+DEFAULT_MEMORY_BYTES = 1_500_000_000  # of one task; a recipe says another in execution.task_memory_mb
+
 
 def digest_of(value: Any) -> str:
     """sha256 of the canonical JSON of plain data, hex."""
@@ -56,6 +58,8 @@ class TaskIO(Protocol):
     # that no earlier generation holds.
     rows: pa.Table
     scratch: Path  # an empty folder on the worker's disk, gone when the task ends
+    # What a task may hold in arrays (`execution.task_memory_mb`). It cuts blocks and groups; no byte may depend on it.
+    memory_bytes: int
 
     def part(self, table: str, index: int) -> Part:
         """The part of a table, wherever the recipe's models put that table."""

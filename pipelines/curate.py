@@ -27,7 +27,7 @@ from curation.retrieve.select import SelectConfig, Selection
 from curation.safety.look import LookConfig, LookStage
 from curation.safety.verdict import SafetyConfig, SafetyStage
 from curation.schema import ROWS_PER_SHARD_LIMIT
-from curation.stage import Resources, Stage
+from curation.stage import DEFAULT_MEMORY_BYTES, Resources, Stage
 from pipelines.sample_web.config import SampleWebConfig
 from training.config import EXECUTION, Config
 
@@ -42,6 +42,11 @@ class ExecutionConfig(Config):
     fetchers: int = Field(default=2, ge=1, description="workers that wait on the network")
     gpu_workers: int | None = Field(default=None, ge=1, description="null: one for each GPU of the cluster")
     device: Literal["cpu", "cuda"] = "cpu"
+    task_memory_mb: int = Field(
+        default=DEFAULT_MEMORY_BYTES // 1_000_000,
+        ge=64,
+        description="what one task may hold in arrays, beside its models; a worker does one at a time",
+    )
     min_free_gb: float = Field(default=1.0, ge=0, description="refuse to start with less free disk than this")
     max_shards: int | None = Field(default=None, ge=1, description="take only the first shards of the pool's sources")
 

@@ -157,6 +157,7 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             run_token=leases[1],
             recipe=located(recipe).model_dump_json(),
             roles=ledger.roles(),
+            memory_bytes=recipe.execution.task_memory_mb * 1_000_000,
         )
 
         def check() -> None:
