@@ -22,7 +22,11 @@ from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplic
 from curation.ingest.sources import QueryConfig, SourceConfig
 from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
-from curation.retrieve.retrieve import Neighbours, Queries, RetrieveConfig
+from curation.represent.hierarchy import FitHierarchy, HierarchyConfig, check_levels
+from curation.retrieve.candidates import Candidates
+from curation.retrieve.neighbours import Neighbours
+from curation.retrieve.quotas import Quotas
+from curation.retrieve.retrieve import Queries, RetrieveConfig
 from curation.retrieve.select import SelectConfig, Selection
 from curation.safety.look import LookConfig, LookStage
 from curation.safety.verdict import SafetyConfig, SafetyStage
@@ -77,6 +81,7 @@ class CurateRecipe(Config):
     leakage: LeakageConfig = LeakageConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
+    hierarchy: HierarchyConfig = HierarchyConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     select: SelectConfig = SelectConfig()
     export: ExportConfig = ExportConfig()
@@ -100,13 +105,19 @@ class CurateRecipe(Config):
             raise ValueError(f"leakage.benchmarks names {unknown[0]!r}; benchmarks of the recipe: {known}")
         return self
 
+    @model_validator(mode="after")
+    def _levels_stand_on_the_clusters(self) -> CurateRecipe:
+        if self.hierarchy.levels:
+            check_levels(self.hierarchy.levels, self.cluster.num_clusters)
+        return self
+
 
 def build_stages(recipe: CurateRecipe) -> list[Stage]:
     """The stages of a recipe, in order. Consecutive stages by shard run one behind the other, shard by shard."""
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            if isinstance(stage, (LookStage, Describe, Embed)):
+            if isinstance(stage, (LookStage, Describe, Embed, Candidates)):
                 stage.resources = Resources(gpus=1)
     return stages
 
@@ -138,9 +149,12 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         # meaning
         Embed(recipe.embed),
         FitKmeans(recipe.cluster),
+        FitHierarchy(recipe.hierarchy),
         Clusters(recipe.cluster),
         # what the curated sets ask for
         Queries(recipe.retrieve, recipe.queries),
+        Quotas(recipe.retrieve, recipe.queries),
+        Candidates(recipe.retrieve, recipe.queries),
         Neighbours(recipe.retrieve, recipe.queries),
         Selection(recipe.select, recipe.queries),
         Export(recipe.export),

@@ -64,10 +64,13 @@ class Outcome:
 
 
 def named_sources(recipe: CurateRecipe) -> list[tuple[str, Role, SourceConfig]]:
-    """All sources of a recipe with their roles: benchmarks and query sets first, so that a longer list moves none."""
+    """All sources of a recipe with their roles: benchmarks and query sets first, so that a longer list moves none.
+
+    A balanced set has no source.
+    """
     return [
         *((name, "benchmark", source) for name, source in recipe.benchmarks.items()),
-        *((name, "query", source) for name, source in recipe.queries.items()),
+        *((name, "query", query.source) for name, query in recipe.queries.items() if query.source is not None),
         *((name, "pool", source) for name, source in recipe.sources.items()),
     ]
 
@@ -84,13 +87,7 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
             if value not in names:
                 raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
     if recipe.sample_web is None:
-        for group, sources in (
-            ("sources", recipe.sources),
-            ("queries", recipe.queries),
-            ("benchmarks", recipe.benchmarks),
-        ):
-            for name, source in sources.items():
-                check_source(f"{group}.{name}", source)
+        _check_sources(recipe)
     for stage in stages:
         stage.preflight()
     if _absolute(recipe.pool) == _absolute(recipe.run):
@@ -98,6 +95,12 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
     for key, location in (("pool", recipe.pool), ("run", recipe.run)):
         if not location.startswith("s3://"):
             _check_disk(key, Path(location), recipe.execution.min_free_gb)
+
+
+def _check_sources(recipe: CurateRecipe) -> None:
+    groups = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
+    for name, role, source in reversed(named_sources(recipe)):
+        check_source(f"{groups[role]}.{name}", source)
 
 
 def _check_disk(key: str, folder: Path, min_free_gb: float) -> None:
@@ -388,9 +391,7 @@ def _build_sample_web(recipe: CurateRecipe, options: Options, say: Callable[[str
     if options.dry_run and not Path(recipe.sample_web.path).exists():
         raise ConfigError(f"the sample web {recipe.sample_web.path} is not built yet; run once without --dry-run")
     build(recipe.sample_web, say)
-    for group, sources in (("sources", recipe.sources), ("queries", recipe.queries), ("benchmarks", recipe.benchmarks)):
-        for name, source in sources.items():
-            check_source(f"{group}.{name}", source)
+    _check_sources(recipe)
 
 
 @contextmanager

@@ -138,6 +138,7 @@ class WorkerIO:
         self.rows: pa.Table = pa.table({"image_id": pa.array([], pa.int64()), "sha256": pa.array([], pa.string())})
         self.scratch = scratch
         self.memory_bytes = where.memory_bytes
+        self.device: Literal["cpu", "cuda"] = "cuda" if stage.resources.gpus else "cpu"
         self._job = job
         self._where = where
         self._stores: dict[Root, Store] = {"pool": _store(where.pool), "run": _store(where.run)}
