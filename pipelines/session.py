@@ -17,6 +17,8 @@ import pyarrow as pa
 
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
+from curation.retrieve.plan import format_plan, planned
+from curation.retrieve.quotas import num_qualifying
 from curation.schema import TABLES, Part, Role, first_shard
 from curation.stage import Stage, digest_of
 from curation.store import (
@@ -143,6 +145,9 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
             unregistered=frozenset(unregistered),
         )
         lines = plan(ledger, stages)
+        if options.dry_run or any(line.num_undone for line in lines):
+            for text in describe_queries(recipe, ledger, lines):
+                say(text)
         if options.dry_run:
             return _outcome(Summary(), lines, started, ledger)
         if not any(line.num_undone for line in lines):
@@ -199,6 +204,23 @@ def make_executor(recipe: CurateRecipe, where: Where) -> Executor:
     from pipelines.runner import RayExecutor
 
     return RayExecutor(where, workers=execution.workers, fetchers=execution.fetchers, gpu_workers=execution.gpu_workers)
+
+
+def describe_queries(recipe: CurateRecipe, ledger: Ledger, lines: Sequence[PlanLine]) -> Iterator[str]:
+    """What the query sets ask for, as text; how many clusters hold enough queries once the stage ``quotas`` is done."""
+    rows = ledger.sources().to_pylist()
+    images = {row["name"]: row["num_rows"] for row in rows if row["role"] == "query"}
+    counted = any(line.stage == "quotas" and line.known and not line.num_undone for line in lines)
+    asked = planned(
+        recipe.queries,
+        images=images,
+        qualifying=num_qualifying(ledger, recipe.queries) if counted else None,
+        num_clusters=recipe.cluster.num_clusters,
+        num_pool=sum(row["num_rows"] for row in rows if row["role"] == "pool"),
+    )
+    if asked:
+        yield "query sets"
+        yield from format_plan(asked)
 
 
 def describe_plan(lines: Sequence[PlanLine]) -> Iterator[str]:

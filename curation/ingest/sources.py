@@ -22,9 +22,15 @@ from training.config import Config, ConfigError
 SourceKind = Literal["list", "folder", "tar", "parquet"]
 
 
-class ColumnsConfig(Config):
-    """Columns of a source. Those that are named here must be there; the usual ones are taken where they are."""
+_LOCATION = "a file, a folder, or a glob of files, taken in sorted order"
+_KIND = f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as .gz; parquet: pictures in a column"
 
+
+class PlaceConfig(Config):
+    """Where pictures lie. Columns that are named here must be there; the usual ones are taken where they are."""
+
+    location: str | None = Field(default=None, min_length=1, description=_LOCATION)
+    kind: SourceKind | None = Field(default=None, description=_KIND)
     url_column: str = "url"
     page_url_column: str | None = "page_url"
     alt_text_column: str | None = "alt_text"
@@ -32,23 +38,19 @@ class ColumnsConfig(Config):
     image_column: str = Field(default="image", description="kind parquet: binary, or a struct that holds `bytes`")
 
 
-class SourceConfig(ColumnsConfig):
+class SourceConfig(PlaceConfig):
     """One source of pictures."""
 
-    location: str = Field(min_length=1, description="a file, a folder, or a glob of files, taken in sorted order")
-    kind: SourceKind = Field(
-        description=f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as .gz; parquet: pictures in a column"
-    )
+    location: str = Field(min_length=1, description=_LOCATION)
+    kind: SourceKind = Field(description=_KIND)
 
 
-class QueryConfig(ColumnsConfig):
+class QueryConfig(PlaceConfig):
     """A curated set that pictures are retrieved for (Oquab et al. 2023, section 3 and table 15).
 
-    Mode ``balanced`` asks for no set of pictures but for the pool itself, so it names no location.
+    Mode ``balanced`` asks for no set of pictures but for the pool itself, so it names neither location nor kind.
     """
 
-    location: str | None = Field(default=None, min_length=1, description="as of a source; none in mode balanced")
-    kind: SourceKind | None = Field(default=None, description="as of a source; none in mode balanced")
     mode: Literal["as_is", "sample", "cluster", "balanced"] = Field(
         default="sample",
         description="taken as it is; k nearest of each query; pictures of its clusters; of all clusters alike",
@@ -78,10 +80,9 @@ class QueryConfig(ColumnsConfig):
     @property
     def source(self) -> SourceConfig | None:
         """Where its pictures come from; None in mode balanced."""
-        if self.location is None or self.kind is None:
+        if self.location is None:
             return None
-        columns = {name: getattr(self, name) for name in ColumnsConfig.model_fields}
-        return SourceConfig(location=self.location, kind=self.kind, **columns)
+        return SourceConfig(**{name: getattr(self, name) for name in PlaceConfig.model_fields})
 
 
 def read_rows(config: SourceConfig) -> Iterator[SourceRow]:

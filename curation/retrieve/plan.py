@@ -113,6 +113,7 @@ def _planned(
             problem = f"asks for {query.k:,} neighbours of a pool of at most {num_pool:,}"
     else:
         asks = f"{query.per_cluster:,} of each cluster with more than {query.min_queries:,} images"
+        asks += f", at most {query.cap:,}"
         at_most = num_qualifying is None
         if num_images is not None:
             most = num_images // (query.min_queries + 1)

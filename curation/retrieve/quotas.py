@@ -137,6 +137,7 @@ class Quotas(GlobalStage):
         """What the sets ask for, now that it is known which clusters hold enough of them."""
         plans = set_plans(context, self.queries)
         images = {one.name: sum(context.num_rows(context.part("queries", s)) for s in one.shards) for one in plans}
+        yield "query sets, now that the clusters are known"
         yield from format_plan(planned(self.queries, images=images, qualifying=num_qualifying(context, self.queries)))
 
 

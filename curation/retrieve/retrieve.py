@@ -53,19 +53,31 @@ class SetPlan:
     shards: list[int]
 
 
+def first_parts(modes: Mapping[str, str], sources: Mapping[str, int]) -> dict[str, int]:
+    """Index of the first part of each query set.
+
+    Args:
+        modes: of the sets, in the order of the recipe.
+        sources: source_id of each set that has a source; a set of mode balanced has none.
+    """
+    sourceless = [name for name, mode in modes.items() if mode == "balanced"]
+    return {
+        name: first_shard(_SOURCELESS - sourceless.index(name) if mode == "balanced" else sources[name])
+        for name, mode in modes.items()
+    }
+
+
 def set_plans(context: Context, queries: Mapping[str, QueryConfig]) -> list[SetPlan]:
     """The query sets of a run, in the order of the recipe."""
     sources = {row["name"]: row["source_id"] for row in context.sources().to_pylist()}
-    shards = context.shards("query")
-    plans, num_sourceless = [], 0
-    for place, (name, query) in enumerate(queries.items()):
-        if query.source is None:
-            first, own = first_shard(_SOURCELESS - num_sourceless), []
-            num_sourceless += 1
-        else:
-            first, own = first_shard(sources[name]), [s for s in shards if source_of_shard(s) == sources[name]]
-        plans.append(SetPlan(name=name, query=query, place=place, first=first, shards=own))
-    return plans
+    first = first_parts({name: query.mode for name, query in queries.items()}, sources)
+    shards: dict[int, list[int]] = {}
+    for shard in context.shards("query"):
+        shards.setdefault(first_shard(source_of_shard(shard)), []).append(shard)
+    return [
+        SetPlan(name=name, query=query, place=place, first=first[name], shards=shards.get(first[name], []))
+        for place, (name, query) in enumerate(queries.items())
+    ]
 
 
 def groups_of(pool: Sequence[int]) -> list[list[int]]:

@@ -1,4 +1,4 @@
-"""A made store: pool, query sets and clusters as tables, and the stages of retrieval run on it as a command runs them."""
+"""A made store: pool, query sets and clusters as tables, and the stages of retrieval run on it as a command does."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -128,9 +128,15 @@ def unit(rng: np.random.Generator, num: int, dim: int) -> np.ndarray:
     return np.asarray(values / np.linalg.norm(values, axis=1, keepdims=True), np.float16)
 
 
+@pytest.fixture(scope="session")
+def made_store() -> type[Made]:
+    """The class itself, for stores of other sizes."""
+    return Made
+
+
 @pytest.fixture
 def made(tmp_path: Path) -> Made:
-    """Three pool shards of 60, three query sets of 24 in two shards each; 10 clusters, 30 equal pictures in the pool."""
+    """Three pool shards of 60, three query sets of 24 in two shards each; 10 clusters, 30 equal pool pictures."""
     rng = np.random.default_rng(0)
     sets = {
         "owned": {"mode": "as_is"},
