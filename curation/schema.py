@@ -439,7 +439,7 @@ _TABLES = (
             (
                 "probes",
                 pa.list_(pa.int32()),
-                "clusters that are searched for it, nearest first (mode sample); null: all of them",
+                "clusters that are searched for it, the nearest first (mode sample); null: all of them",
             ),
         ),
     ),

@@ -34,7 +34,7 @@ from curation.retrieve.retrieve import (
 from curation.schema import Part
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO
 
-BLOCK_QUERIES = 1 << 17  # of one task; in fp16, 340 MB at D = 1280
+BLOCK_QUERIES = 1 << 16  # of one task; in fp16 and fp32, 500 MB at D = 1280
 BLOCK_FOUND = 1 << 22  # rows of one part: queries times k
 _MAX_PENDING = 1 << 20  # rows drawn before the first of each cluster are picked out
 
@@ -93,7 +93,7 @@ def _asked(io: TaskIO, shard: int) -> _Asked:
 
 def _nearest(io: TaskIO, asked: Iterable[_Asked], pool_shards: Sequence[int], k: int) -> pa.Table:
     found = [(pa.nulls(0, pa.int64()), NO_ROWS)]
-    for queries in _blocks(asked, io.memory_bytes // 4):
+    for queries in _blocks(asked, io.memory_bytes // 9):
         query, best = np.zeros(0, np.int64), NO_ROWS
         most = io.memory_bytes // 2 // (2 * queries.vectors.shape[1])
         for rows, vectors in _pool_blocks(io, pool_shards, most):
@@ -115,7 +115,7 @@ def _joined(rows: Sequence[PoolRows]) -> PoolRows:
 
 
 def _blocks(asked: Iterable[_Asked], num_bytes: int) -> Iterator[_Asked]:
-    """Queries together, as many at once as the memory takes; a shard is not cut."""
+    """Queries together, in fp16 at most so many bytes at once; a shard is not cut."""
     block: list[_Asked] = []
     for one in chain((one for one in asked if len(one.ids)), (None,)):
         held = sum(other.vectors.nbytes for other in block)

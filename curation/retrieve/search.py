@@ -56,20 +56,21 @@ class NumpyScorer:
     """On the CPU."""
 
     def __init__(self, queries: np.ndarray, pool: np.ndarray) -> None:
-        self._queries = queries  # float16 [Q, D]
+        self._queries = queries.astype(np.float32)  # [Q, D]; they are taken often, and NumPy is slow at it
         self._pool = pool  # float16 [N, D]
 
     def above(  # noqa: D102
         self, rows: np.ndarray, members: slice, floor: np.ndarray, k: int
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        scores = self._queries[rows].astype(np.float32) @ self._pool[members].astype(np.float32).T  # [R, M]
+        scores = self._queries[rows] @ self._pool[members].astype(np.float32).T  # [R, M]
         place = scores.shape[1] - k
         unknown = np.flatnonzero(floor <= _NOTHING)
         if len(unknown) and place > 0:
             floor = floor.copy()
             floor[unknown] = np.partition(scores[unknown], place, axis=1)[:, place] - 2 * MARGIN
-        row, member = np.nonzero(scores >= floor[:, None])
-        return row, member, scores[row, member]
+        at = np.flatnonzero(scores >= floor[:, None])  # a tenth of the time of nonzero
+        row, member = np.divmod(at, scores.shape[1])
+        return row, member, scores.ravel()[at]
 
 
 class TorchScorer:
@@ -171,14 +172,14 @@ def search_lists(
         queries: float16 [Q, D], unit length.
         pool: float16 [N, D], the same, pictures of a list together.
         cluster: list of each pool picture, int32 [N], ascending.
-        probes: lists that each query looks into, int32 [Q, P], nearest first.
+        probes: lists that each query looks into, int32 [Q, P], the nearest first.
         k: neighbours wanted.
         device: cpu or cuda.
     """
     search = _Search(queries, pool, k=k, device=device)
+    ends = np.searchsorted(cluster, np.arange(int(probes.max(initial=-1)) + 2, dtype=cluster.dtype))
     for number, visitors in _visits(probes):
-        first, end = np.searchsorted(cluster, [number, number + 1])
-        search.look(visitors, int(first), int(end))
+        search.look(visitors, int(ends[number]), int(ends[number + 1]))
     return search.found()
 
 
@@ -205,10 +206,30 @@ def nearest_lists(vectors: np.ndarray, centroids: np.ndarray, num: int) -> np.nd
         num: at most K are given.
 
     Returns:
-        int32 [Q, min(num, K)], nearest first.
+        int32 [Q, min(num, K)]: the nearest first, the others by number.
     """
-    num = min(num, len(centroids))
-    pairs = search_all(vectors, centroids, k=num)
-    order = np.lexsort((pairs.pool, -pairs.similarity, pairs.query))
-    order = order[rank_in(pairs.query[order]) < num]
-    return pairs.pool[order].astype(np.int32).reshape(len(vectors), num)
+    num, lists = min(num, len(centroids)), centroids.astype(np.float32)
+    found = np.zeros((len(vectors), num), np.int32)
+    step = min(_BLOCK_ROWS, max(1, _BLOCK_SCORES // len(centroids)))
+    for start in range(0, len(vectors), step):
+        block = vectors[start : start + step]
+        scores = block.astype(np.float32) @ lists.T  # [R, K]
+        home = _highest(scores, block, centroids, 1)
+        others = _highest(scores, block, centroids, num) & ~home
+        found[start : start + step, 0] = home.argmax(axis=1)
+        found[start : start + step, 1:] = np.nonzero(others)[1].reshape(len(block), num - 1)
+    return found
+
+
+def _highest(scores: np.ndarray, a: np.ndarray, b: np.ndarray, num: int) -> np.ndarray:
+    """The ``num`` nearest rows of ``b`` of each row of ``a``, bool [R, K]; only scores near the last decide exactly."""
+    place = scores.shape[1] - num
+    last = np.partition(scores, place, axis=1)[:, place : place + 1]
+    chosen = scores > last + 2 * MARGIN
+    row, column = np.nonzero(~chosen & (scores >= last - 2 * MARGIN))
+    exact = kmeans.similarities(a, b, row, column)
+    order = np.lexsort((column, -exact, row))
+    missing = num - chosen.sum(axis=1)
+    order = order[rank_in(row[order]) < missing[row[order]]]
+    chosen[row[order], column[order]] = True
+    return np.asarray(chosen)

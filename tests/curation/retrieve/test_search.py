@@ -83,15 +83,20 @@ def test_lists_find_the_nearest_of_what_they_hold(seed, num_lists, probes, k, in
     assert best(pairs, k) == sorted_pairs(queries, pool, k, seen)
 
 
-def test_nearest_lists_begin_with_the_cluster_of_the_picture():
+def test_nearest_lists_are_those_of_sorting_all_centroids(monkeypatch):
     rng = np.random.default_rng(2)
     vectors, centroids = unit(rng, 200, 16), unit(rng, 30, 16)
-    centroids[20] = centroids[4]  # the lesser number comes first
-    near = search.nearest_lists(vectors, centroids, 30)
-    assert near[:, 0].tolist() == kmeans.assign(vectors.astype(np.float32), centroids.astype(np.float32))[0].tolist()
-    assert np.array_equal(np.sort(near, axis=1), np.tile(np.arange(30), (200, 1)))
-    for row in near.tolist():
-        assert row.index(4) + 1 == row.index(20)
+    centroids[20:24] = centroids[4]  # the lesser number comes first
+    ranked = sorted_pairs(vectors, centroids, 30)
+    homes = kmeans.assign(vectors.astype(np.float32), centroids.astype(np.float32))[0]
+    for block in (1 << 24, 100):
+        monkeypatch.setattr(search, "_BLOCK_SCORES", block)
+        for num in (1, 2, 7, 30, 99):
+            near = search.nearest_lists(vectors, centroids, num)
+            assert near[:, 0].tolist() == homes.tolist()
+            assert (np.diff(near[:, 1:], axis=1) > 0).all()
+            wanted = [sorted(place for _, place in ranked[query][:num]) for query in range(200)]
+            assert np.sort(near, axis=1).tolist() == wanted
 
 
 def test_every_score_is_exact():
