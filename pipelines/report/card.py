@@ -11,7 +11,7 @@ from curation.query import run_checks, run_sql
 from curation.schema import VERDICTS
 from pipelines.report.funnel import FunnelRow, funnel
 from pipelines.report.retrieval import query_sets
-from pipelines.report.settings import Settings, settings_of
+from pipelines.report.settings import ASKED, Settings, settings_of
 from training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -113,8 +113,6 @@ def _fetched(connection: Any) -> dict[str, str] | None:
     return days if days["first"] is not None else None
 
 
-# What of a recipe says what a set asks for.
-_KEYS = {"as_is": (), "sample": ("k",), "cluster": ("min_queries", "per_cluster", "cap"), "balanced": ("total",)}
 _COUNTS = (
     "num_retrieved",
     "num_taken",
@@ -136,7 +134,7 @@ def _composition(connection: Any, queries: Mapping[str, Any], num_images: int) -
         {
             "query_set": name,
             "mode": query["mode"],
-            **{key: query[key] for key in _KEYS[query["mode"]]},
+            **{key: query[key] for key in ASKED[query["mode"]]},
             "num_images": counted[name]["num_images"],
             "num_queries": counted[name]["num_queries"],
             "num_retrieved_nominal": counted[name]["num_nominal"],

@@ -125,9 +125,9 @@ def _composition(card: Card) -> Iterator[str]:
         yield _text(f"Images that could not be read asked for nothing: {told}.")
     yield from (_text(line) for line in _shortfall(parts))
     yield _text(
-        "A picture counts as asked for and as retrieved as often as it is asked for, as in table 15 of the paper; what "
-        "several queries of a set got is unique once, less what the cap of the set cut. In the set a picture is once, "
-        "for the first query set that asked for it."
+        "A picture is asked for and retrieved as often as queries ask for it, as in table 15 of the paper, and counts "
+        "once among the unique ones, which leave out what the cap of its set cut. In the set a picture is once, for "
+        "the first query set that asked for it."
     )
 
 

@@ -28,6 +28,13 @@ _MADE_WITH = {
     "cluster": "fit_kmeans",
     "export": "shards",
 }
+# What of a query set says what it asks for, by mode.
+ASKED: dict[str, tuple[str, ...]] = {
+    "as_is": (),
+    "sample": ("k",),
+    "cluster": ("min_queries", "per_cluster", "cap"),
+    "balanced": ("total",),
+}
 _FITS = {"descriptor": "fit_descriptor", "embed": "fit_embedder"}
 
 
@@ -76,7 +83,8 @@ def settings_of(database: Database, recipe: Mapping[str, Any]) -> Settings:
     for name, first in first_parts(modes, database.state["sources"]).items():
         asked = inputs("queries", first).get("config", {}).get("queries", {}).get(name, {})
         tables = {"as_is": (), "sample": ("neighbours",)}.get(modes[name], ("quotas", "neighbours"))
-        retrieved = {key: value for table in tables for key, value in inputs(table, first).get("task", {}).items()}
+        tasks = [inputs(table, first).get("task", {}) for table in tables]
+        retrieved = {key: task[key] for task in tasks for key in ASKED[modes[name]] if key in task}
         if modes[name] == "balanced" and "total" not in retrieved:
             raise ConfigError(f"run {database.run} is not finished: query set {name!r} is new; go on with lvd curate")
         _compare(database.run, f"queries.{name}", recipe["queries"][name], {**asked, **retrieved})

@@ -6,7 +6,7 @@
 -- for it: one that several sets asked for counts for the first.
 SELECT coalesce(s.name, r.query_set) AS query_set, r.mode,
     s.num_rows AS num_images,
-    (SELECT count(*) FROM queries q WHERE q.query_set = s.name) AS num_queries,
+    CASE WHEN s.name IS NOT NULL THEN (SELECT count(*) FROM queries q WHERE q.query_set = s.name) END AS num_queries,
     r.num_clusters, r.num_nominal, r.num_final_nominal, r.num_retrieved, r.num_taken, r.num_unique, r.num_collisions,
     r.shortfall, r.num_short, r.num_sampled, r.recall,
     (SELECT count(*) FROM manifest m WHERE m.part = coalesce(s.name, r.query_set)) AS num_final
