@@ -12,8 +12,8 @@ The stages in order, tables in -> tables out:
 8. fit_quantiser, edges, components, duplicates: ``near``, ``descriptors`` -> ``edges``, ``components``, ``duplicates``
 9. leakage: ``duplicates``, ``reference_edges`` -> ``leakage``
 10. fit_embedder, embed: ``leakage``, ``detections`` -> ``embeddings``
-11. fit_kmeans, cluster: ``leakage``, ``embeddings`` -> ``clusters``
-12. queries, neighbours: ``clusters``, ``embeddings`` -> ``queries``, ``neighbours``
+11. fit_kmeans, fit_hierarchy, cluster: ``leakage``, ``embeddings`` -> ``clusters``
+12. queries, quotas, candidates, neighbours: ``clusters``, ``embeddings`` -> ``quotas``, ``neighbours``, ``retrieval``
 13. selection: ``leakage``, ``neighbours`` -> ``selection``
 14. export: ``selection``, ``urls``, ``images``, ``detections`` -> ``tars/``, ``manifest``, ``shards``
 """

@@ -11,16 +11,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import pyarrow as pa
 
 from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, Part, Role, Root
 from training.config import Config
+
+DEFAULT_MEMORY_BYTES = 1_500_000_000  # of one task; a recipe says another in execution.task_memory_mb
 
 
 def digest_of(value: Any) -> str:
@@ -57,6 +59,9 @@ class TaskIO(Protocol):
     # that no earlier generation holds.
     rows: pa.Table
     scratch: Path  # an empty folder on the worker's disk, gone when the task ends
+    # What a task may hold in arrays (`execution.task_memory_mb`). It cuts blocks and groups; no byte may depend on it.
+    memory_bytes: int
+    device: Literal["cpu", "cuda"]  # where arrays may be computed: cuda only for a task that was given a GPU
 
     def part(self, table: str, index: int) -> Part:
         """The part of a table, wherever the recipe's models put that table."""
@@ -187,6 +192,11 @@ class GlobalStage(Stage):
     def run(self, context: Context, map: Map) -> None:  # noqa: A002 - the word the design uses
         """Plan tasks, map them, plan the next ones from what they wrote."""
         raise NotImplementedError
+
+    def told(self, context: Context) -> Iterable[str]:
+        """Lines for the user, once all is done that a run found undone of this stage."""
+        del context
+        return ()
 
 
 def keyed_folder(table: str, model: str, *parts: Any) -> str:

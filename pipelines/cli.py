@@ -182,17 +182,22 @@ def _end(recipe: Any, outcome: Outcome, nothing: str, *, as_json: bool) -> int:
     """Checks, funnel, score, costs, where the result lies and what to do next."""
     from curation.query import run_checks
     from pipelines.report.funnel import format_funnel, funnel
+    from pipelines.report.retrieval import format_retrieval, query_sets
     from pipelines.results import opened, score_run
 
     with opened(recipe.run) as database:
         broken = run_checks(database.connection)
         rows = funnel(database.connection)
+        sets = query_sets(database.connection)
         score = score_run(database) if database.truth is not None else None
     if as_json:
-        print(json.dumps(_facts(recipe, outcome, rows, score, broken)))
+        print(json.dumps({**_facts(recipe, outcome, rows, score, broken), "query_sets": sets}))
     else:
         print()
         print(format_funnel(rows))
+        if sets:
+            print()
+            print("\n".join(format_retrieval(sets)))
         if score is not None:
             from pipelines.report.score import format_score
 
@@ -246,6 +251,7 @@ def _print_costs(outcome: Outcome) -> None:
 
 
 def _show(options: argparse.Namespace) -> int:
+    from curation.retrieve.plan import format_plan, planned
     from pipelines.curate import CurateRecipe
     from pipelines.recipe import TRAINING_RECIPES, differences, dump_recipe, find_recipe, load_recipe
 
@@ -255,6 +261,10 @@ def _show(options: argparse.Namespace) -> int:
     header = [line for line in find_recipe(options.recipe).read_text().splitlines() if line.startswith("#")]
     print("\n".join(header))
     print(dump_recipe(recipe), end="")
+    if recipe.queries:
+        print("# the query sets ask for")
+        for line in format_plan(planned(recipe.queries, images={})):
+            print(f"# {line}")
     if find_recipe(options.recipe) != find_recipe(PAPER):
         paper = load_recipe(CurateRecipe, PAPER)
         print(f"# differs from {PAPER}, sources and sets apart, in")

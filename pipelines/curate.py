@@ -22,12 +22,16 @@ from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplic
 from curation.ingest.sources import QueryConfig, SourceConfig
 from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
-from curation.retrieve.retrieve import Neighbours, Queries, RetrieveConfig
+from curation.represent.hierarchy import FitHierarchy, HierarchyConfig, check_levels
+from curation.retrieve.candidates import Candidates
+from curation.retrieve.neighbours import Neighbours
+from curation.retrieve.quotas import Quotas
+from curation.retrieve.retrieve import Queries, RetrieveConfig
 from curation.retrieve.select import SelectConfig, Selection
 from curation.safety.look import LookConfig, LookStage
 from curation.safety.verdict import SafetyConfig, SafetyStage
 from curation.schema import ROWS_PER_SHARD_LIMIT
-from curation.stage import Resources, Stage
+from curation.stage import DEFAULT_MEMORY_BYTES, Resources, Stage
 from pipelines.sample_web.config import SampleWebConfig
 from training.config import EXECUTION, Config
 
@@ -42,6 +46,11 @@ class ExecutionConfig(Config):
     fetchers: int = Field(default=2, ge=1, description="workers that wait on the network")
     gpu_workers: int | None = Field(default=None, ge=1, description="null: one for each GPU of the cluster")
     device: Literal["cpu", "cuda"] = "cpu"
+    task_memory_mb: int = Field(
+        default=DEFAULT_MEMORY_BYTES // 1_000_000,
+        ge=64,
+        description="what one task may hold in arrays, beside its models; a worker does one at a time",
+    )
     min_free_gb: float = Field(default=1.0, ge=0, description="refuse to start with less free disk than this")
     max_shards: int | None = Field(default=None, ge=1, description="take only the first shards of the pool's sources")
 
@@ -72,6 +81,7 @@ class CurateRecipe(Config):
     leakage: LeakageConfig = LeakageConfig()
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
+    hierarchy: HierarchyConfig = HierarchyConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     select: SelectConfig = SelectConfig()
     export: ExportConfig = ExportConfig()
@@ -95,13 +105,19 @@ class CurateRecipe(Config):
             raise ValueError(f"leakage.benchmarks names {unknown[0]!r}; benchmarks of the recipe: {known}")
         return self
 
+    @model_validator(mode="after")
+    def _levels_stand_on_the_clusters(self) -> CurateRecipe:
+        if self.hierarchy.levels:
+            check_levels(self.hierarchy.levels, self.cluster.num_clusters)
+        return self
+
 
 def build_stages(recipe: CurateRecipe) -> list[Stage]:
     """The stages of a recipe, in order. Consecutive stages by shard run one behind the other, shard by shard."""
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            if isinstance(stage, (LookStage, Describe, Embed)):
+            if isinstance(stage, (LookStage, Describe, Embed, Candidates)):
                 stage.resources = Resources(gpus=1)
     return stages
 
@@ -133,9 +149,12 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         # meaning
         Embed(recipe.embed),
         FitKmeans(recipe.cluster),
+        FitHierarchy(recipe.hierarchy),
         Clusters(recipe.cluster),
         # what the curated sets ask for
         Queries(recipe.retrieve, recipe.queries),
+        Quotas(recipe.retrieve, recipe.queries),
+        Candidates(recipe.retrieve, recipe.queries),
         Neighbours(recipe.retrieve, recipe.queries),
         Selection(recipe.select, recipe.queries),
         Export(recipe.export),

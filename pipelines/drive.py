@@ -214,6 +214,9 @@ class Driver:
         written = _walk(self._ledger, stage, do=lambda jobs: self._scheduler().run(jobs))
         self._remove_others(stage, written)
         self._say_stages([stage], started)
+        if stage.name in self.summary.costs:
+            for line in stage.told(self._ledger):
+                self._say(line)
 
     def _run_shards(self, group: Sequence[ShardStage]) -> None:
         started = time.monotonic()

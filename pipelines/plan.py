@@ -305,6 +305,9 @@ def changed_key(stage: Stage, footer: Footer, origin: Origin) -> str:
         more = f" and {len(config) - 1} more" if len(config) > 1 else ""
         name = ".".join(filter(None, (stage.section, key.removeprefix("config."))))
         return f"{name} {_short(old.get(key))} -> {_short(new.get(key))}{more}"
+    asked = [key for key in changes if key.startswith("task.") and key in old and key in new]
+    if len(asked) == 1 and not isinstance(new[asked[0]], list):
+        return f"{asked[0].removeprefix('task.')} {_short(old[asked[0]])} -> {_short(new[asked[0]])}"
     reads = [key.removeprefix("reads.") for key in changes if key.startswith("reads.")]
     return f"{', '.join(reads)} changed" if reads else "its tasks are cut differently"
 

@@ -20,6 +20,8 @@ from curation.export.purge import Purged, pending, pictures_named, purge
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import known_rules
+from curation.retrieve.plan import format_plan, planned
+from curation.retrieve.quotas import num_qualifying
 from curation.schema import Part, Role, first_shard
 from curation.stage import Stage, digest_of
 from curation.store import (
@@ -69,10 +71,13 @@ class Outcome:
 
 
 def named_sources(recipe: CurateRecipe) -> list[tuple[str, Role, SourceConfig]]:
-    """All sources of a recipe with their roles: benchmarks and query sets first, so that a longer list moves none."""
+    """All sources of a recipe with their roles: benchmarks and query sets first, so that a longer list moves none.
+
+    A balanced set has no source.
+    """
     return [
         *((name, "benchmark", source) for name, source in recipe.benchmarks.items()),
-        *((name, "query", source) for name, source in recipe.queries.items()),
+        *((name, "query", query.source) for name, query in recipe.queries.items() if query.source is not None),
         *((name, "pool", source) for name, source in recipe.sources.items()),
     ]
 
@@ -89,13 +94,7 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
             if value not in names:
                 raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
     if recipe.sample_web is None:
-        for group, sources in (
-            ("sources", recipe.sources),
-            ("queries", recipe.queries),
-            ("benchmarks", recipe.benchmarks),
-        ):
-            for name, source in sources.items():
-                check_source(f"{group}.{name}", source)
+        _check_sources(recipe)
     for stage in stages:
         stage.preflight()
     if _absolute(recipe.pool) == _absolute(recipe.run):
@@ -103,6 +102,12 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
     for key, location in (("pool", recipe.pool), ("run", recipe.run)):
         if not location.startswith("s3://"):
             _check_disk(key, Path(location), recipe.execution.min_free_gb)
+
+
+def _check_sources(recipe: CurateRecipe) -> None:
+    groups = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
+    for name, role, source in sorted(named_sources(recipe), key=lambda one: list(groups).index(one[1])):
+        check_source(f"{groups[role]}.{name}", source)
 
 
 def _check_disk(key: str, folder: Path, min_free_gb: float) -> None:
@@ -167,9 +172,7 @@ def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) 
             unregistered=frozenset(unregistered),
         )
         lines = plan(ledger, stages)
-        if any(line.num_undone for line in lines):
-            for text in describe_models(stages, lines, recipe.execution.device):
-                say(text)
+        _say_before_work(recipe, stages, ledger, lines, say, dry_run=options.dry_run)
         if options.dry_run:
             return _outcome(Summary(), lines, started, ledger)
         if not any(line.num_undone for line in lines):
@@ -187,6 +190,7 @@ def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) 
             run_token=leases[1],
             recipe=located(recipe).model_dump_json(),
             roles=ledger.roles(),
+            memory_bytes=recipe.execution.task_memory_mb * 1_000_000,
         )
 
         put_text(run, STATE, _state(recipe, ledger, before), scratch)  # so that status sees a run that lives
@@ -223,6 +227,42 @@ def make_executor(recipe: CurateRecipe, where: Where) -> Executor:
     from pipelines.runner import RayExecutor
 
     return RayExecutor(where, workers=execution.workers, fetchers=execution.fetchers, gpu_workers=execution.gpu_workers)
+
+
+def _say_before_work(
+    recipe: CurateRecipe,
+    stages: Sequence[Stage],
+    ledger: Ledger,
+    lines: Sequence[PlanLine],
+    say: Callable[[str], None],
+    *,
+    dry_run: bool,
+) -> None:
+    """Which models will be read, and what the query sets ask for; nothing where nothing is left to do."""
+    is_work = any(line.num_undone for line in lines)
+    if is_work:
+        for text in describe_models(stages, lines, recipe.execution.device):
+            say(text)
+    if is_work or dry_run:
+        for text in describe_queries(recipe, ledger, lines):
+            say(text)
+
+
+def describe_queries(recipe: CurateRecipe, ledger: Ledger, lines: Sequence[PlanLine]) -> Iterator[str]:
+    """What the query sets ask for, as text; how many clusters hold enough queries once the stage ``quotas`` is done."""
+    rows = ledger.sources().to_pylist()
+    images = {row["name"]: row["num_rows"] for row in rows if row["role"] == "query"}
+    counted = any(line.stage == "quotas" and line.known and not line.num_undone for line in lines)
+    asked = planned(
+        recipe.queries,
+        images=images,
+        qualifying=num_qualifying(ledger, recipe.queries) if counted else None,
+        num_clusters=recipe.cluster.num_clusters,
+        num_pool=sum(row["num_rows"] for row in rows if row["role"] == "pool"),
+    )
+    if asked:
+        yield "query sets"
+        yield from format_plan(asked)
 
 
 def describe_plan(lines: Sequence[PlanLine]) -> Iterator[str]:
@@ -425,9 +465,7 @@ def _build_sample_web(recipe: CurateRecipe, options: Options, say: Callable[[str
     if options.dry_run and not Path(recipe.sample_web.path).exists():
         raise ConfigError(f"the sample web {recipe.sample_web.path} is not built yet; run once without --dry-run")
     build(recipe.sample_web, say)
-    for group, sources in (("sources", recipe.sources), ("queries", recipe.queries), ("benchmarks", recipe.benchmarks)):
-        for name, source in sources.items():
-            check_source(f"{group}.{name}", source)
+    _check_sources(recipe)
 
 
 @contextmanager

@@ -32,7 +32,7 @@ from curation.schema import (
     source_of_shard,
     table_of,
 )
-from curation.stage import ShardStage, Stage
+from curation.stage import DEFAULT_MEMORY_BYTES, ShardStage, Stage
 from curation.store import Footer, Store, check_lease, open_store, read_footer, read_part, write_part
 from training.data.tars import TarWriter
 
@@ -55,6 +55,7 @@ class Where:
     run_token: str
     recipe: str  # JSON of the resolved recipe
     roles: Mapping[int, Role]  # source_id -> role
+    memory_bytes: int = DEFAULT_MEMORY_BYTES  # what one task may hold in arrays
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +137,8 @@ class WorkerIO:
         self.role: Role = where.roles.get(source_of_shard(job.shard), "pool") if job.shard >= 0 else "pool"
         self.rows: pa.Table = pa.table({"image_id": pa.array([], pa.int64()), "sha256": pa.array([], pa.string())})
         self.scratch = scratch
+        self.memory_bytes = where.memory_bytes
+        self.device: Literal["cpu", "cuda"] = "cuda" if stage.resources.gpus else "cpu"
         self._job = job
         self._where = where
         self._stores: dict[Root, Store] = {"pool": _store(where.pool), "run": _store(where.run)}

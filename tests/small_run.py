@@ -153,6 +153,12 @@ def build(folder: Path) -> SmallRun:
             for s, r, i in neighbours
         ],
     )
+    told = {"query_set": "dogs", "place": 1, "mode": "sample", "num_queries": 1, "num_nominal": 4, "num_retrieved": 4,
+            "num_final_nominal": 4, "num_taken": 4, "num_unique": 4, "num_collisions": 0, "shortfall": 0,
+            "num_sampled": 1, "recall": 1.0}  # fmt: skip
+    small.write("retrieval", 2_000_000, [told])
+    owned = {"query_set": "flowers", "place": 0, "mode": "as_is", "num_queries": 2, "num_final_nominal": 2}
+    small.write("retrieval", 1_000_000, [owned])
     small.write("url_duplicates", 0, [{"image_id": SECOND + 4, "first_id": FIRST}])
     state = {
         "recipe": "small", "pool": str(small.pool), "folders": {}, "truth": None, "parts": {},

@@ -12,21 +12,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curation.ingest.lists import LIST_SUFFIXES, list_header, list_suffix, read_list
 from curation.ingest.pictures import parquet_header, read_folder, read_parquet, read_tar
 from curation.ingest.rows import SourceRow
 from training.config import Config, ConfigError
 
+SourceKind = Literal["list", "folder", "tar", "parquet"]
 
-class SourceConfig(Config):
-    """One source of pictures. Columns that are named here must be there; the usual ones are taken where they are."""
 
-    location: str = Field(min_length=1, description="a file, a folder, or a glob of files, taken in sorted order")
-    kind: Literal["list", "folder", "tar", "parquet"] = Field(
-        description=f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as .gz; parquet: pictures in a column"
-    )
+_LOCATION = "a file, a folder, or a glob of files, taken in sorted order"
+_KIND = f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as .gz; parquet: pictures in a column"
+
+
+class PlaceConfig(Config):
+    """Where pictures lie. Columns that are named here must be there; the usual ones are taken where they are."""
+
+    location: str | None = Field(default=None, min_length=1, description=_LOCATION)
+    kind: SourceKind | None = Field(default=None, description=_KIND)
     url_column: str = "url"
     page_url_column: str | None = "page_url"
     alt_text_column: str | None = "alt_text"
@@ -34,11 +38,22 @@ class SourceConfig(Config):
     image_column: str = Field(default="image", description="kind parquet: binary, or a struct that holds `bytes`")
 
 
-class QueryConfig(SourceConfig):
-    """A curated set that pictures are retrieved for (Oquab et al. 2023, section 3 and table 15)."""
+class SourceConfig(PlaceConfig):
+    """One source of pictures."""
 
-    mode: Literal["as_is", "sample", "cluster"] = Field(
-        default="sample", description="taken as it is; k nearest of each query; pictures of its clusters"
+    location: str = Field(min_length=1, description=_LOCATION)
+    kind: SourceKind = Field(description=_KIND)
+
+
+class QueryConfig(PlaceConfig):
+    """A curated set that pictures are retrieved for (Oquab et al. 2023, section 3 and table 15).
+
+    Mode ``balanced`` asks for no set of pictures but for the pool itself, so it names neither location nor kind.
+    """
+
+    mode: Literal["as_is", "sample", "cluster", "balanced"] = Field(
+        default="sample",
+        description="taken as it is; k nearest of each query; pictures of its clusters; of all clusters alike",
     )
     k: int = Field(default=4, ge=1, description="mode sample: neighbours of each query")
     min_queries: int = Field(
@@ -46,6 +61,28 @@ class QueryConfig(SourceConfig):
     )
     per_cluster: int = Field(default=10_000, ge=1, description="mode cluster: pictures from each of them")
     cap: int = Field(default=1_000_000, ge=1, description="mode cluster: pictures of the whole set")
+    total: int | None = Field(default=None, ge=1, description="mode balanced: pictures of the whole set")
+
+    @model_validator(mode="after")
+    def _keys_of_the_mode(self) -> QueryConfig:
+        balanced = self.mode == "balanced"
+        for key in ("location", "kind"):
+            if balanced and getattr(self, key) is not None:
+                raise ValueError(f"{key} is given, and mode balanced draws from the pool itself; leave {key} out")
+            if not balanced and getattr(self, key) is None:
+                raise ValueError(f"{key} is missing, and mode {self.mode} needs it; only mode balanced takes none")
+        if balanced and self.total is None:
+            raise ValueError("total is missing, and mode balanced needs it: the pictures that are to be drawn")
+        if not balanced and self.total is not None:
+            raise ValueError(f"total is given, and mode {self.mode} takes none; only mode balanced does")
+        return self
+
+    @property
+    def source(self) -> SourceConfig | None:
+        """Where its pictures come from; None in mode balanced."""
+        if self.location is None:
+            return None
+        return SourceConfig(**{name: getattr(self, name) for name in PlaceConfig.model_fields})
 
 
 def read_rows(config: SourceConfig) -> Iterator[SourceRow]:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from curation.ingest.fetch import FetchConfig
 from curation.query import run_checks, run_sql
-from curation.retrieve.plan import Nominal, nominal_as_is, nominal_cluster, nominal_sample
 from curation.schema import VERDICTS
 from pipelines.report.funnel import FunnelRow, funnel
-from pipelines.report.settings import Settings, settings_of
+from pipelines.report.retrieval import query_sets
+from pipelines.report.settings import ASKED, Settings, settings_of
 from training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -114,38 +114,37 @@ def _fetched(connection: Any) -> dict[str, str] | None:
     return days if days["first"] is not None else None
 
 
+_COUNTS = (
+    "num_retrieved",
+    "num_taken",
+    "num_unique",
+    "num_collisions",
+    "shortfall",
+    "num_clusters",
+    "num_short",
+    "num_sampled",
+    "recall",
+    "num_final",
+)
+
+
 def _composition(connection: Any, queries: Mapping[str, Any], num_images: int) -> list[dict[str, Any]]:
     """A row for each query set, in the order of the recipe, as in table 15 of the DINOv2 paper."""
-    counted = {row["query_set"]: row for row in _report(connection, "query_sets")}
-    rows = []
-    for name, query in queries.items():
-        counts = counted[name]
-        nominal = _nominal(connection, name, query, counts["num_queries"])
-        keys = {"as_is": (), "sample": ("k",), "cluster": ("min_queries", "per_cluster", "cap")}[query["mode"]]
-        rows.append(
-            {
-                "query_set": name,
-                "mode": query["mode"],
-                **{key: query[key] for key in keys},
-                **{key: counts[key] for key in ("num_images", "num_queries")},
-                "num_retrieved_nominal": nominal.retrieved,
-                "num_final_nominal": nominal.final,
-                "num_retrieved": counts["num_retrieved"] if nominal.retrieved is not None else None,
-                "num_final": counts["num_final"],
-                "share": _share(counts["num_final"], num_images),
-            }
-        )
-    return rows
-
-
-def _nominal(connection: Any, name: str, query: Mapping[str, Any], num_queries: int) -> Nominal:
-    if query["mode"] == "as_is":
-        return nominal_as_is(num_queries)
-    if query["mode"] == "sample":
-        return nominal_sample(num_queries, query["k"])
-    counted = "SELECT cluster FROM queries WHERE query_set = ? GROUP BY cluster HAVING count(*) > ?"
-    num_qualifying = len(connection.execute(counted, [name, query["min_queries"]]).fetchall())
-    return nominal_cluster(num_qualifying, per_cluster=query["per_cluster"], cap=query["cap"])
+    counted = {row["query_set"]: row for row in query_sets(connection)}
+    return [
+        {
+            "query_set": name,
+            "mode": query["mode"],
+            **{key: query[key] for key in ASKED[query["mode"]]},
+            "num_images": counted[name]["num_images"],
+            "num_queries": counted[name]["num_queries"],
+            "num_retrieved_nominal": counted[name]["num_nominal"],
+            "num_final_nominal": counted[name]["num_final_nominal"],
+            **{key: counted[name][key] for key in _COUNTS},
+            "share": _share(counted[name]["num_final"], num_images),
+        }
+        for name, query in queries.items()
+    ]
 
 
 def _hosts(connection: Any, num_images: int) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from curation.query import run_sql
 from pipelines.report.funnel import FunnelRow, funnel
+from pipelines.report.retrieval import notes, query_sets, told
 from pipelines.report.thumbnails import ReadRange, Thumbnail, chosen, dropped
 
 _NUM_PICTURES = 50
@@ -74,11 +75,13 @@ def page(connection: Any, read: ReadRange, *, num_pictures: int = _NUM_PICTURES)
         f"<h1>{_headline(rows)}</h1>",
         f"<p>{escape(told)}</p>",
         '<nav><a href="#funnel">funnel</a><a href="#reasons">reasons</a><a href="#composition">composition</a>'
+        '<a href="#query-sets">query sets</a>'
         '<a href="#hosts">hosts</a><a href="#clusters">clusters</a><a href="#chosen">chosen</a>'
         '<a href="#dropped">dropped</a></nav>',
         *_funnel(rows),
         *_reasons(connection),
         *_composition(connection),
+        *_query_sets(connection),
         *_hosts(connection),
         *_clusters(connection),
         *_chosen(chosen(connection, read, num_pictures)),
@@ -168,6 +171,30 @@ def _composition(connection: Any) -> Iterator[str]:
         "median size",
     ]
     yield _table(names, body, numbers=(1, 2, 4, 5, 6, 7))
+
+
+def _query_sets(connection: Any) -> Iterator[str]:
+    rows = query_sets(connection)
+    if not rows:
+        return
+    text = "Nominal counts, retrieved and unique ones: a picture that several queries asked for is retrieved as often."
+    yield _heading("query-sets", "What the sets asked for and got", text)
+    names = {
+        "query_set": "set",
+        "mode": "mode",
+        "num_images": "images",
+        "num_nominal": "nominal",
+        "num_retrieved": "retrieved",
+        "shortfall": "shortfall",
+        "num_taken": "under the cap",
+        "num_unique": "unique",
+        "num_collisions": "collisions",
+        "recall": "recall",
+        "num_final": "in the set",
+    }
+    body = [[escape(told(key, row[key])) for key in names] for row in rows]
+    yield _table(list(names.values()), body, numbers=tuple(range(2, len(names))))
+    yield from (f"<p>{escape(note)}</p>" for note in notes(rows))
 
 
 def _hosts(connection: Any) -> Iterator[str]:

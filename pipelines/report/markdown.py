@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 _ROLES = {"pool": "curated", "query": "query set", "benchmark": "kept apart from"}
-_MODES = {"as_is": "as is", "sample": "sample", "cluster": "cluster"}
+_MODES = {"as_is": "as is", "sample": "sample", "cluster": "cluster", "balanced": "balanced"}
 _KEPT = {
     "screened": "the address may be fetched and was not listed before",
     "fetched": "its bytes came",
@@ -100,31 +100,54 @@ def _composition(card: Card) -> Iterator[str]:
         [
             _code(part["query_set"]),
             _MODES[part["mode"]],
-            f"{part['num_images']:,}",
-            "–" if part["num_retrieved_nominal"] is None else f"{part['num_retrieved_nominal']:,}",
+            _number(part["num_images"]),
+            _number(part["num_retrieved_nominal"]),
+            _number(part["num_retrieved"]),
+            _number(part["num_unique"]),
             f"{part['num_final']:,}",
             f"{part['share']:.1%}",
         ]
         for part in parts
     ]
     final, share = sum(part["num_final"] for part in parts), sum(part["share"] for part in parts)
-    rows.append(["total", "", "", "", f"{final:,}", f"{share:.1%}"])
-    names = ["query set", "mode", "images", "retrieved (nominal)", "final", "share"]
-    yield _table(names, rows, numbers=(2, 3, 4, 5))
+    rows.append(["total", "", "", "", "", "", f"{final:,}", f"{share:.1%}"])
+    names = ["query set", "mode", "images", "asked for", "retrieved", "unique", "final", "share"]
+    yield _table(names, rows, numbers=(2, 3, 4, 5, 6, 7))
     rules: dict[str, list[str]] = {}
     for part in parts:
         rules.setdefault(_rule(part), []).append(_code(part["query_set"]))
     yield _list(f"{', '.join(sets)}: {rule}" for rule, sets in rules.items())
-    unread = [part for part in parts if part["num_queries"] < part["num_images"]]
+    unread = [part for part in parts if part["num_images"] and part["num_queries"] < part["num_images"]]
     if unread:
         told = ", ".join(
             f"{part['num_images'] - part['num_queries']:,} of {_code(part['query_set'])}" for part in unread
         )
         yield _text(f"Images that could not be read asked for nothing: {told}.")
+    yield from (_text(line) for line in _shortfall(parts))
     yield _text(
-        "Nominal counts take a picture as often as it is asked for, as table 15 of the paper does. In the set a "
-        "picture is once, for the first query set that asked for it."
+        "A picture is asked for and retrieved as often as queries ask for it, as in table 15 of the paper, and counts "
+        "once among the unique ones, which leave out what the cap of its set cut. In the set a picture is once, for "
+        "the first query set that asked for it."
     )
+
+
+def _shortfall(parts: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Where less was retrieved than was asked for, and how much of what is nearest the search found."""
+    short = [part for part in parts if part["shortfall"]]
+    if short:
+        told = ", ".join(
+            f"{part['shortfall']:,} of {_code(part['query_set'])}"
+            + (f" (in {_many(part['num_short'], 'cluster')})" if part["num_short"] else "")
+            for part in short
+        )
+        yield f"More was asked for than the pool holds: {told}."
+    searched = [part for part in parts if part["recall"] is not None]
+    if searched:
+        told = ", ".join(
+            f"{part['recall']:.2%} for {_code(part['query_set'])} ({_many(part['num_sampled'], 'query')})"
+            for part in searched
+        )
+        yield f"Neighbours that the search found, of those that an exact search of a sample of queries finds: {told}."
 
 
 def _rule(part: Mapping[str, Any]) -> str:
@@ -136,6 +159,8 @@ def _rule(part: Mapping[str, Any]) -> str:
             if part["k"] > 1
             else "the nearest picture of each image"
         )
+    if part["mode"] == "balanced":
+        return f"{_many(part['total'], 'picture')}, as many from each cluster of the pool as from any other"
     return (
         f"up to {_many(part['per_cluster'], 'picture')} of each cluster that holds more than "
         f"{_many(part['min_queries'], 'image')} of the set, at most {part['cap']:,} in all"
@@ -314,6 +339,10 @@ def _digest(digest: str | None) -> str:
     return f"`{digest[:_DIGEST_CHARS]}`" if digest else ""
 
 
+def _number(num: int | None) -> str:
+    return "–" if num is None else f"{num:,}"
+
+
 def _many(num: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("s") else f"{noun}s"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith("s") else f"{noun}s"
     return f"{num:,} {noun if num == 1 else plural}"

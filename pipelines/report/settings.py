@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from curation.retrieve.retrieve import first_parts
 from curation.schema import TABLES, Part, first_shard
 from curation.store import open_store, read_footer
 from training.config import ConfigError
@@ -26,6 +27,13 @@ _MADE_WITH = {
     "embed": "embeddings",
     "cluster": "fit_kmeans",
     "export": "shards",
+}
+# What of a query set says what it asks for, by mode.
+ASKED: dict[str, tuple[str, ...]] = {
+    "as_is": (),
+    "sample": ("k",),
+    "cluster": ("min_queries", "per_cluster", "cap"),
+    "balanced": ("total",),
 }
 _FITS = {"descriptor": "fit_descriptor", "embed": "fit_embedder"}
 
@@ -68,13 +76,18 @@ def settings_of(database: Database, recipe: Mapping[str, Any]) -> Settings:
         fit = made.get("reads", {}).get(_FITS.get(section))
         if fit is not None:
             fits[section] = fit
-    for name, said in recipe["queries"].items():
-        if name not in database.state["sources"]:
+    modes = {name: said["mode"] for name, said in recipe["queries"].items()}
+    for name, mode in modes.items():
+        if mode != "balanced" and name not in database.state["sources"]:
             raise ConfigError(f"run {database.run} is not finished: query set {name!r} is new; go on with lvd curate")
-        first = first_shard(database.state["sources"][name])
+    for name, first in first_parts(modes, database.state["sources"]).items():
         asked = inputs("queries", first).get("config", {}).get("queries", {}).get(name, {})
-        retrieved = inputs("neighbours", first).get("task", {}) if said["mode"] != "as_is" else {}
-        _compare(database.run, f"queries.{name}", said, {**asked, **retrieved})
+        tables = {"as_is": (), "sample": ("neighbours",)}.get(modes[name], ("quotas", "neighbours"))
+        tasks = [inputs(table, first).get("task", {}) for table in tables]
+        retrieved = {key: task[key] for task in tasks for key in ASKED[modes[name]] if key in task}
+        if modes[name] == "balanced" and "total" not in retrieved:
+            raise ConfigError(f"run {database.run} is not finished: query set {name!r} is new; go on with lvd curate")
+        _compare(database.run, f"queries.{name}", recipe["queries"][name], {**asked, **retrieved})
     return Settings(sections=sections, fits=fits)
 
 

@@ -67,8 +67,11 @@ def test_reports(exported: Any):
     assert dict(composition.num_blurred) == {"dogs": 1, "flowers": 0}
     assert composition.share.sum() == pytest.approx(1)
     query_sets = run_sql(connection, "query_sets").set_index("query_set")
-    assert list(query_sets.loc["flowers"]) == [3, 2, 0, 2]
-    assert list(query_sets.loc["dogs"]) == [2, 1, 4, 4]
+    assert list(query_sets.index) == ["flowers", "dogs"]
+    counts = ["num_images", "num_queries", "num_final_nominal", "num_final"]
+    assert query_sets[counts].to_numpy().tolist() == [[3, 2, 2, 2], [2, 1, 4, 4]]
+    assert query_sets.loc["dogs", ["num_nominal", "num_retrieved", "num_unique", "recall"]].tolist() == [4, 4, 4, 1.0]
+    assert len(run_sql(connection, "shortfall")) == 0
 
 
 def test_a_good_run_passes_all_checks(exported: Any):

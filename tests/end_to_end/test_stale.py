@@ -100,7 +100,19 @@ def test_a_changed_embedder_redoes_embed_and_what_follows(lab, undisturbed, tmp_
     folder = lab.copy(undisturbed, tmp_path / "changed")
     model = ("embed.name=timm:test_resnet.r160_in1k", f"embed.weights={tmp_path}/weights.pt", "embed.size_px=64")
     outcome = lab.curate(folder, *model)
-    redone = {"fit_embedder", "embed", "fit_kmeans", "cluster", "queries", "neighbours", "selection", "export"}
+    redone = {
+        "fit_embedder",
+        "embed",
+        "fit_kmeans",
+        "fit_hierarchy",
+        "cluster",
+        "queries",
+        "quotas",
+        "candidates",
+        "neighbours",
+        "selection",
+        "export",
+    }
     assert stages(outcome) == redone
     queries = len(pd.read_parquet(folder / "run" / "queries"))
     assert rows(outcome, "embed") == len(kept(folder, "leakage")) + queries

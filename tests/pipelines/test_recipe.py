@@ -3,6 +3,7 @@ import yaml
 
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.recipe import differences, dump_recipe, load_recipe
+from pipelines.session import named_sources
 from training.config import ConfigError
 
 FINALS = (
@@ -19,7 +20,15 @@ def test_recipes_resolve_and_run_again_as_they_are(name, tmp_path):
     saved.write_text(dump_recipe(recipe))
     again = load_recipe(CurateRecipe, str(saved))
     assert again == recipe
-    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 25
+    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 28
+
+
+def test_a_balanced_set_runs_again_as_it_resolves(tmp_path):
+    recipe = load_recipe(CurateRecipe, "smoke", ["queries.even={mode: balanced, total: 9}"])
+    saved = tmp_path / "saved.yaml"
+    saved.write_text(dump_recipe(recipe))
+    assert load_recipe(CurateRecipe, str(saved)) == recipe
+    assert [name for name, _, _ in named_sources(recipe)] == ["benchmark", "as_is", "sample", "cluster", "web"]
 
 
 def test_the_papers_recipe_names_the_27_rows_of_its_table():
@@ -66,6 +75,16 @@ def test_a_base_lies_beneath_and_overrides_on_top(tmp_path):
         ("edges.num_lists=1000", "got 20000, allowed with edges.num_lists=1000: 39000 (39 a list) and above"),
         ("shard_rows=0", "key 'shard_rows': got 0; input should be greater than or equal to 1"),
         ("queries.sample.mode=some", "key 'queries.sample.mode': got 'some'; input should be 'as_is',"),
+        ("queries.even={mode: balanced}", "total is missing, and mode balanced needs it"),
+        ("queries.even={mode: balanced, total: 9, kind: folder}", "kind is given, and mode balanced draws from"),
+        ("queries.even={mode: balanced, total: 9, location: x}", "leave location out"),
+        ("queries.near={kind: folder}", "location is missing, and mode sample needs it; only mode balanced takes none"),
+        ("queries.near={location: x, mode: cluster}", "kind is missing, and mode cluster needs it"),
+        ("queries.sample.total=9", "total is given, and mode sample takes none; only mode balanced does"),
+        (
+            "hierarchy.levels=[{num_clusters: 17, sample_per_cluster: 1, resampling_steps: 0}]",
+            "hierarchy.levels.0.num_clusters = 17: there are only 16 vectors",
+        ),
         ("benchmarks.web={kind: folder, location: x}", "the name 'web' stands twice among sources"),
         ("leakage.benchmarks=[bench]", "leakage.benchmarks names 'bench'; benchmarks of the recipe: benchmark"),
         ("name=two words", "key 'name': got 'two words'"),

@@ -86,20 +86,21 @@ def test_equal_points_make_fewer_clusters_and_still_a_tree():
 @pytest.mark.parametrize(
     ("levels", "message"),
     [
-        ([], "levels: none is given; a hierarchy needs at least one"),
+        ([], "hierarchy.levels: none is given; a hierarchy needs at least one"),
         (
             [level(51), level(5)],
-            "levels.0.num_clusters = 51: there are only 50 vectors; take at most 50 clusters, or a larger sample",
+            "hierarchy.levels.0.num_clusters = 51: there are only 50 vectors; "
+            "take at most 50 clusters, or a larger sample",
         ),
         (
             [level(40), level(20), level(20)],
-            "levels.2.num_clusters = 20: the level below has 20, and each level needs fewer than that below it; "
-            "take at most 19",
+            "hierarchy.levels.2.num_clusters = 20: the level below has 20, and each level needs "
+            "fewer than that below it; take at most 19",
         ),
         (
             [level(10), level(11)],
-            "levels.1.num_clusters = 11: the level below has 10, and each level needs fewer than that below it; "
-            "take at most 9",
+            "hierarchy.levels.1.num_clusters = 11: the level below has 10, and each level needs "
+            "fewer than that below it; take at most 9",
         ),
     ],
 )

@@ -14,7 +14,7 @@ from pipelines.cli import main
 from pipelines.curate import CurateRecipe
 from pipelines.recipe import dump_recipe
 from pipelines.report.markdown import format_card
-from pipelines.results import write_card
+from pipelines.results import write_card, write_page
 from training.config import ConfigError
 
 WEB = 3_000_000
@@ -87,11 +87,15 @@ def test_numbers_are_those_of_the_tables(small_run: Any):
     flowers, dogs = card["composition"]
     assert flowers == {
         "query_set": "flowers", "mode": "as_is", "num_images": 3, "num_queries": 2, "num_retrieved_nominal": None,
-        "num_final_nominal": 2, "num_retrieved": None, "num_final": 2, "share": pytest.approx(2 / 6),
+        "num_final_nominal": 2, "num_retrieved": None, "num_taken": None, "num_unique": None, "num_collisions": None,
+        "shortfall": None, "num_clusters": None, "num_short": None, "num_sampled": None, "recall": None,
+        "num_final": 2, "share": pytest.approx(2 / 6),
     }  # fmt: skip
     assert dogs == {
         "query_set": "dogs", "mode": "sample", "k": 4, "num_images": 2, "num_queries": 1, "num_retrieved_nominal": 4,
-        "num_final_nominal": 4, "num_retrieved": 4, "num_final": 4, "share": pytest.approx(4 / 6),
+        "num_final_nominal": 4, "num_retrieved": 4, "num_taken": 4, "num_unique": 4, "num_collisions": 0,
+        "shortfall": 0, "num_clusters": None, "num_short": None, "num_sampled": 1, "recall": 1.0,
+        "num_final": 4, "share": pytest.approx(4 / 6),
     }  # fmt: skip
     assert [(step["stage"], step["num_left"]) for step in card["funnel"]][-3:] == [
         ("selection", 4), ("as_is", 2), ("set", 6)
@@ -190,21 +194,46 @@ def test_the_composition_is_laid_out_as_in_the_paper(small_run: Any):
     assert section == [
         "## Composition",
         "",
-        "| query set | mode   | images | retrieved (nominal) | final |  share |",
-        "| --------- | ------ | -----: | ------------------: | ----: | -----: |",
-        "| `flowers` | as is  |      3 |                   – |     2 |  33.3% |",
-        "| `dogs`    | sample |      2 |                   4 |     4 |  66.7% |",
-        "| total     |        |        |                     |     6 | 100.0% |",
+        "| query set | mode   | images | asked for | retrieved | unique | final |  share |",
+        "| --------- | ------ | -----: | --------: | --------: | -----: | ----: | -----: |",
+        "| `flowers` | as is  |      3 |         – |         – |      – |     2 |  33.3% |",
+        "| `dogs`    | sample |      2 |         4 |         4 |      4 |     4 |  66.7% |",
+        "| total     |        |        |           |           |        |     6 | 100.0% |",
     ]
 
 
-def test_a_cluster_set_counts_its_clusters(small_run: Any):
+def test_a_cluster_set_tells_its_shortfall(small_run: Any):
     dogs = {**SOURCE, "mode": "cluster", "min_queries": 0, "per_cluster": 2_000, "cap": 1_500}
     run = finish(small_run, queries={"flowers": {**SOURCE, "mode": "as_is"}, "dogs": dogs})
+    counts = {"num_nominal": 2_000, "num_final_nominal": 1_500, "num_retrieved": 4, "num_taken": 4, "num_unique": 4}
+    told = {"query_set": "dogs", "place": 1, "mode": "cluster", "num_clusters": 1, "shortfall": 1_996, "num_short": 1}
+    small_run.write("retrieval", 2_000_000, [{**told, **counts}])
     row = write_card(run)["composition"][1]
     assert (row["num_retrieved_nominal"], row["num_final_nominal"], row["num_final"]) == (2_000, 1_500, 4)
-    told = "`dogs`: up to 2,000 pictures of each cluster that holds more than 0 images of the set, at most 1,500 in all"
-    assert told in " ".join(format_card(write_card(run)).split())
+    text = " ".join(format_card(write_card(run)).split())
+    assert "`dogs`: up to 2,000 pictures of each cluster that holds more than 0 images of the set, at most" in text
+    assert "More was asked for than the pool holds: 1,996 of `dogs` (in 1 cluster)." in text
+    page = write_page(run).read_text()
+    assert "<td>dogs</td><td>cluster</td>" in page
+    assert "1 of 1 clusters hold fewer than was asked of them" in page
+
+
+def test_a_balanced_set_has_no_images_of_its_own(small_run: Any):
+    even = {"mode": "balanced", "total": 1_000}
+    run = finish(small_run, queries={**VALUES["queries"], "even": even})
+    with pytest.raises(ConfigError, match="not finished: query set 'even' is new"):
+        write_card(run)
+    made(small_run, "quotas", 999_000_000, task={"total": 900})
+    with pytest.raises(ConfigError, match=r"made with queries\.even\.total 900, recipe\.yaml says 1000"):
+        write_card(run)
+    made(small_run, "quotas", 999_000_000, task={"total": 1_000})
+    counts = {"num_nominal": 1_000, "num_final_nominal": 1_000, "num_retrieved": 7, "num_taken": 7, "num_unique": 7}
+    told = {"query_set": "even", "place": 2, "mode": "balanced", "num_clusters": 3, "shortfall": 993, "num_short": 0}
+    small_run.write("retrieval", 999_000_000, [{**told, **counts}])
+    text = format_card(write_card(run))
+    assert "| `even`    | balanced |      – |     1,000 |         7 |      7 |     0 |   0.0% |" in text
+    assert "`even`: 1,000 pictures, as many from each cluster of the pool as from any other" in " ".join(text.split())
+    assert "<td>even</td><td>balanced</td>" in write_page(run).read_text()
 
 
 def test_text_of_strangers_is_no_markup(small_run: Any):
