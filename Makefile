@@ -27,7 +27,7 @@ train: $(READY) ## train a DINOv2: RECIPE=vits14_smoke RUN=folder ARGS="key.sub=
 	@$(VENV)/bin/lvd train $(RECIPE) $(if $(RUN),run=$(RUN)) $(ARGS)
 
 test: $(READY) ## run the tests (about ten minutes on two cores)
-	@$(VENV)/bin/pytest -m "not matrix" $(ARGS)
+	@$(VENV)/bin/pytest -n 2 --dist loadgroup -m "not matrix" $(ARGS)
 
 test-all: $(READY) ## run the long matrices too
 	@$(VENV)/bin/pytest $(ARGS)

@@ -26,7 +26,7 @@ from curation.store import LeaseLostError, Store, read_footer, read_part, write_
 
 # A centroid this near to a picture's vector is that picture: the mean of two different ones is further away.
 _SAME_VECTOR = 0.9999
-_FITS_OF_VECTORS = ("fit_kmeans", "fit_quantiser")
+_FITS_OF_VECTORS = ("fit_kmeans", "fit_hierarchy", "fit_quantiser")
 # Of a row that was never asked for: no visit, no bytes.
 _OF_VISIT = ("http_status", "final_url", "content_type", "robots", "opt_out")
 _OF_BYTES = ("format", "sha256", "num_bytes", "object", "offset")
@@ -205,7 +205,8 @@ def _fits_that_are_pictures(parts: _Parts, shards: list[int], rules: Rules) -> l
             vectors.setdefault(found.shape[1], []).append(found)
     fits = []
     for part in (part for name in _FITS_OF_VECTORS for part in _fit_parts(parts.store, name)):
-        centroids = np.array(read_part(parts.store, part, ["vector"])["vector"].to_pylist(), np.float32)  # [K, D]
+        held = read_part(parts.store, part, ["vector"])["vector"].drop_null()  # the lowest level names none of its own
+        centroids = np.array(held.to_pylist(), np.float32)  # [K, D]
         if not len(centroids) or centroids.shape[1] not in vectors:
             continue
         unit = centroids / np.maximum(np.linalg.norm(centroids, axis=1, keepdims=True), 1e-12)

@@ -6,7 +6,7 @@ finds is exact among the clusters that it searches, ties by sha256, so that neit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain, pairwise
 from typing import Any, NamedTuple
@@ -14,15 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from curation.ingest.sources import QueryConfig
 from curation.retrieve import search
 from curation.retrieve.balance import choose
 from curation.retrieve.retrieve import (
     MAX_GROUPS,
     NO_ROWS,
     PoolRows,
-    RetrieveConfig,
     SetPlan,
+    SetsStage,
     best_of,
     candidate_table,
     drawn,
@@ -32,7 +31,7 @@ from curation.retrieve.retrieve import (
     vectors_at,
 )
 from curation.schema import Part
-from curation.stage import Context, GlobalStage, Map, Task, TaskIO
+from curation.stage import Context, Map, Task, TaskIO
 
 BLOCK_QUERIES = 1 << 16  # of one task; in fp16 and fp32, 500 MB at D = 1280
 BLOCK_FOUND = 1 << 22  # rows of one part: queries times k
@@ -223,22 +222,12 @@ def recall_sample(plan: SetPlan, num: int) -> list[list[int]]:
     return [[shard, count] for shard, count in zip(plan.shards, counts, strict=True) if count]
 
 
-class Candidates(GlobalStage):
+class Candidates(SetsStage):
     """For each set, one task a group of shards of the pool; for a sample set, one a block of its queries too."""
 
     name = "candidates"
-    section = "retrieve"
     reads = ("queries", "quotas", "embeddings", "clusters", "leakage")
     writes = ("candidates",)
-    config: RetrieveConfig
-
-    def __init__(self, config: RetrieveConfig, queries: Mapping[str, QueryConfig]) -> None:
-        super().__init__(config)
-        self.queries = queries
-
-    def fingerprint_values(self) -> dict[str, Any]:
-        """Nothing: the tasks hold what their set asks for."""
-        return {}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """Plan the tasks of all sets."""

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curation.ingest.sources import QueryConfig
 from curation.retrieve.candidates import blocks_of, candidate_parts, first_of_clusters, quotas_of
 from curation.retrieve.plan import Nominal, nominal_as_is, nominal_sample
 from curation.retrieve.retrieve import (
     NO_ROWS,
     PoolRows,
-    RetrieveConfig,
     SetPlan,
+    SetsStage,
     best_of,
     candidates_in,
     set_plans,
 )
 from curation.retrieve.search import rank_in
 from curation.schema import TABLES, Part
-from curation.stage import Context, GlobalStage, Map, Task, TaskIO
+from curation.stage import Context, Map, Task, TaskIO
 
 
 def _table(query_set: str, query_id: pa.Array, rank: np.ndarray, rows: PoolRows) -> pa.Table:
@@ -152,23 +150,13 @@ def _counts(io: TaskIO, neighbours: list[int]) -> tuple[int, int, int]:
     return num_rows, num_taken, len(seen)
 
 
-class Neighbours(GlobalStage):
+class Neighbours(SetsStage):
     """One task for each block of a sample set, one for each other set; then one that tells what came of each set."""
 
     name = "neighbours"
-    section = "retrieve"
     version = 2
     reads = ("queries", "quotas", "candidates")
     writes: ClassVar[tuple[str, ...]] = ("neighbours", "retrieval")
-    config: RetrieveConfig
-
-    def __init__(self, config: RetrieveConfig, queries: Mapping[str, QueryConfig]) -> None:
-        super().__init__(config)
-        self.queries = queries
-
-    def fingerprint_values(self) -> dict[str, Any]:
-        """Nothing: the tasks hold what their set asks for."""
-        return {}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """Plan the tasks of all sets."""

@@ -17,9 +17,9 @@ from curation.ingest.sources import QueryConfig
 from curation.represent.hierarchy import parents_of
 from curation.retrieve.balance import allocate
 from curation.retrieve.plan import format_plan, planned
-from curation.retrieve.retrieve import RetrieveConfig, groups_of, set_plans
+from curation.retrieve.retrieve import SetsStage, groups_of, set_plans
 from curation.schema import TABLES
-from curation.stage import Context, GlobalStage, Map, Task, TaskIO
+from curation.stage import Context, Map, Task, TaskIO
 
 
 def count_clusters(io: TaskIO, *, pool_shards: list[int]) -> pa.Table:
@@ -90,22 +90,12 @@ def balanced_quotas(io: TaskIO, *, query_set: str, groups: list[int], total: int
     return _table(query_set, given, num_queries=nobody, asked=quota[given], sizes=sizes)
 
 
-class Quotas(GlobalStage):
+class Quotas(SetsStage):
     """Sizes of the clusters, then one task for each set that draws from them."""
 
     name = "quotas"
-    section = "retrieve"
     reads = ("clusters", "queries", "fit_hierarchy")
     writes: ClassVar[tuple[str, ...]] = ("quotas", "cluster_sizes")
-    config: RetrieveConfig
-
-    def __init__(self, config: RetrieveConfig, queries: Mapping[str, QueryConfig]) -> None:
-        super().__init__(config)
-        self.queries = queries
-
-    def fingerprint_values(self) -> dict[str, Any]:
-        """Nothing: the tasks hold what their set asks for."""
-        return {}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """Count, then share out."""

@@ -19,7 +19,7 @@ from curation.dedup.near import rows_at
 from curation.ingest.sources import QueryConfig
 from curation.retrieve.search import FEW_LISTS, nearest_lists, rank_in
 from curation.schema import TABLES, first_shard, source_of_shard
-from curation.stage import Context, ShardStage, TaskIO
+from curation.stage import Context, GlobalStage, ShardStage, TaskIO
 from training.config import Config
 
 GROUP_SHARDS = 64  # shards of the pool that one task goes through, as long as there are few groups
@@ -89,6 +89,21 @@ def groups_of(pool: Sequence[int]) -> list[list[int]]:
     while len(pool) > size * MAX_GROUPS:
         size *= 2
     return [list(pool[start : start + size]) for start in range(0, len(pool), size)]
+
+
+class SetsStage(GlobalStage):
+    """A stage whose tasks are cut by query set. Each task holds what its set asks for, so the stage reads no more."""
+
+    section = "retrieve"
+    config: RetrieveConfig
+
+    def __init__(self, config: RetrieveConfig, queries: Mapping[str, QueryConfig]) -> None:
+        super().__init__(config)
+        self.queries = queries
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """Nothing: a changed set is a changed task, and touches no other set."""
+        return {}
 
 
 class Queries(ShardStage):

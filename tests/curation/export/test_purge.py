@@ -40,6 +40,11 @@ def small(small_run: Any) -> Any:
         centroids = [{"cluster": n, "vector": vector(i).astype(np.float32)} for n, i in enumerate(ids)]
         fit = pa.Table.from_pylist(centroids, schema=TABLES["fit_kmeans"].schema)
         small_run.put(Part("pool", f"fits/fit_kmeans/kmeans-{number}", 0), fit)
+        # A level above: cluster 0 is alone below it, so that its centroid is the same.
+        levels = [{"level": 0, "cluster": n, "parent": 0} for n in range(2)]
+        levels.append({"level": 1, "cluster": 0, "vector": vector(ids[0]).astype(np.float32)})
+        above = pa.Table.from_pylist(levels, schema=TABLES["fit_hierarchy"].schema)
+        small_run.put(Part("pool", f"fits/fit_hierarchy/levels-{number}", 0), above)
     return small_run
 
 
@@ -115,8 +120,9 @@ def test_nothing_is_left_of_a_picture_and_the_others_stay(small: Any, tmp_path: 
         now = read_footer(pool, Part("pool", table, 3_000_000))
         assert (now.stage, now.fingerprint) == (footer.stage, footer.fingerprint)
         assert now.digest != footer.digest
-    # A centroid that was one of them is gone with its fit; the other fit stays.
-    assert ([path.split("/")[2] for path in pool.list("fits")], done.num_fits) == (["kmeans-1"], 1)
+    # A centroid that was one of them is gone with its fit; the other fits stay.
+    left = sorted(path.split("/")[2] for path in pool.list("fits"))
+    assert (left, done.num_fits) == (["kmeans-1", "levels-1"], 2)
 
 
 def test_a_rule_that_names_nothing_changes_nothing(small: Any, tmp_path: Path):
