@@ -561,6 +561,22 @@ _TABLES = (
         ),
     ),
     Table(
+        name="choices",
+        root="run",
+        kind="output",
+        row="one sample of the set: a chosen picture and whom it was chosen for",
+        schema=_schema(
+            _ID,
+            ("copy", pa.int32(), "number among the samples of this picture, from 0"),
+            _SHA,
+            ("part", pa.string(), "query set that chose it"),
+            ("query_id", pa.int64(), "query that chose it; null in modes cluster, balanced and as_is"),
+            ("query_label", pa.string(), "class of that query, where its set is labelled"),
+            ("similarity", pa.float32(), "to that query or centroid"),
+            ("cluster", pa.int32(), "its cluster"),
+        ),
+    ),
+    Table(
         name="export_plan",
         root="run",
         kind="output",

@@ -332,7 +332,7 @@ def _check_schema(stage: str, part: Part, table: pa.Table) -> None:
 
 
 def _check(stage: ShardStage, name: str, table: pa.Table, io: WorkerIO) -> None:
-    if (stage.kind == "facts" and name not in LOGS) or stage.kind == "verdict":
+    if TABLES[name].kind in ("facts", "verdict") and name not in LOGS:
         expected = io.rows["image_id"] if stage.after else table["image_id"]
         if not table["image_id"].combine_chunks().equals(expected.combine_chunks()):
             raise StageError(f"stage {stage.name!r}: table {name!r} does not answer its rows one by one, in order")

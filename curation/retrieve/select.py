@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.ingest.sources import QueryConfig
-from curation.schema import image_ids, source_of_shard
+from curation.schema import TABLES, image_ids, source_of_shard
 from curation.stage import ShardStage, TaskIO, verdict_table
 from training.config import Config
 
@@ -44,7 +44,7 @@ class Selection(ShardStage):
     kind = "verdict"
     after = "leakage"
     reads: ClassVar[tuple[str, ...]] = ("leakage", "neighbours", "clusters", "sources")
-    writes = ("selection",)
+    writes: ClassVar[tuple[str, ...]] = ("selection", "choices")
     roles = ("pool", "query")
 
     def __init__(self, config: SelectConfig, queries: Mapping[str, QueryConfig]) -> None:
@@ -73,18 +73,17 @@ class Selection(ShardStage):
             part = [chosen[i]["query_set"] if r is None else None for i, r in zip(ids, reason, strict=True)]
         similarity = [chosen[image]["similarity"] if image in chosen else None for image in ids]
         query = [chosen[i]["query_id"] if i in chosen and r is None else None for i, r in zip(ids, reason, strict=True)]
-        return {
-            "selection": verdict_table(
-                "selection",
-                io.rows,
-                reason=reason,
-                score=similarity,
-                part=part,
-                query_id=query,
-                similarity=similarity,
-                cluster=[cluster_of[image] for image in ids],
-            )
-        }
+        selection = verdict_table(
+            "selection",
+            io.rows,
+            reason=reason,
+            score=similarity,
+            part=part,
+            query_id=query,
+            similarity=similarity,
+            cluster=[cluster_of[image] for image in ids],
+        )
+        return {"selection": selection, "choices": _choices(selection)}
 
     @staticmethod
     def _of_shard(shard: int, io: TaskIO) -> list[dict[str, Any]]:
@@ -95,6 +94,14 @@ class Selection(ShardStage):
             inside = pc.and_(pc.greater_equal(table["image_id"], first), pc.less(table["image_id"], first + 1_000_000))
             rows += table.filter(inside).to_pylist()
         return rows
+
+
+def _choices(selection: pa.Table) -> pa.Table:
+    """A sample for each picture that is kept."""
+    kept = selection.filter(selection["keep"])
+    more = {"copy": pa.nulls(len(kept), pa.int32()).fill_null(0), "query_label": pa.nulls(len(kept), pa.string())}
+    names = TABLES["choices"].schema.names
+    return pa.table([more[name] if name in more else kept[name] for name in names], schema=TABLES["choices"].schema)
 
 
 def _reason(row: dict[str, Any] | None) -> str | None:
