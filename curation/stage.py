@@ -20,6 +20,7 @@ import pyarrow as pa
 
 from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, Part, Role, Root
+from curation.store import Within
 from training.config import Config
 
 DEFAULT_MEMORY_BYTES = 1_500_000_000  # of one task; a recipe says another in execution.task_memory_mb
@@ -69,8 +70,8 @@ class TaskIO(Protocol):
     def parts(self, table: str) -> list[Part]:
         """All parts of a table that this run has, in order of index: for tables with one part a task."""
 
-    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-        """One part of any table."""
+    def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
+        """One part of any table; ``within`` (column, first value, value behind the last) reads only these rows."""
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The part of table ``name`` for this task's shard."""

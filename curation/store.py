@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curation.schema import Part
@@ -183,6 +184,12 @@ class S3Store:
 
         return bytes(obstore.get_range(self._client, path, start=offset, length=size)) if size else b""
 
+    def open(self, path: str) -> Any:
+        """The object as a file that fetches only what is read of it."""
+        import obstore
+
+        return pa.PythonFile(obstore.open_reader(self._client, path), mode="r")
+
     def tag(self, path: str) -> str | None:  # noqa: D102
         import obstore
 
@@ -329,11 +336,53 @@ def read_footer(store: Store, part: Part) -> Footer | None:
     )
 
 
-def read_part(store: Store, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
-    """Rows of a part, in stored order; FileNotFoundError where there is none."""
-    source = _parquet_source(store, part)
-    table = pq.ParquetFile(source).read(columns=None if columns is None else list(columns))
-    return table.select(columns) if columns is not None else table
+Within = tuple[str, int, int]  # column, first value, value behind the last
+
+
+def read_part(
+    store: Store, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None
+) -> pa.Table:
+    """Rows of a part, in stored order; FileNotFoundError where there is none.
+
+    Args:
+        store: of the part's root.
+        part: to be read.
+        columns: all of them by default.
+        within: only rows whose value of a column without nulls is in a range. Row groups that hold none of them are not
+            read, so that a small range of a part that is sorted by the column costs little, however long the part.
+    """
+    if within is None:
+        table = pq.ParquetFile(_parquet_source(store, part)).read(columns=None if columns is None else list(columns))
+        return table.select(columns) if columns is not None else table
+    name, first, end = within
+    wanted = None if columns is None else [*columns, *({name} - set(columns))]
+    with _parquet_file(store, part) as file:
+        at = file.schema_arrow.get_field_index(name)
+        groups = [n for n in range(file.num_row_groups) if _may_hold(file.metadata.row_group(n).column(at), first, end)]
+        table = file.read_row_groups(groups, columns=wanted)
+    table = rows_within(table, within)
+    return table if columns is None else table.select(list(columns))
+
+
+def rows_within(table: pa.Table, within: Within | None) -> pa.Table:
+    """The rows of a table that lie in a range; all of them where there is none."""
+    if within is None:
+        return table
+    name, first, end = within
+    return table.filter(pc.and_(pc.greater_equal(table[name], first), pc.less(table[name], end)))
+
+
+def _may_hold(column: Any, first: int, end: int) -> bool:
+    """Whether a column chunk may hold a value of a range."""
+    told = column.statistics
+    return told is None or not told.has_min_max or (told.max >= first and told.min < end)
+
+
+def _parquet_file(store: Store, part: Part) -> Any:
+    """A part of which only some bytes will be read."""
+    if isinstance(store, S3Store):
+        return pq.ParquetFile(store.open(part.path))
+    return pq.ParquetFile(_parquet_source(store, part))
 
 
 def _parquet_source(store: Store, part: Part) -> Any:

@@ -33,7 +33,7 @@ from curation.schema import (
     table_of,
 )
 from curation.stage import DEFAULT_MEMORY_BYTES, ShardStage, Stage
-from curation.store import Footer, Store, check_lease, open_store, read_footer, read_part, write_part
+from curation.store import Footer, Store, Within, check_lease, open_store, read_footer, read_part, write_part
 from training.data.tars import TarWriter
 
 
@@ -153,7 +153,7 @@ class WorkerIO:
         """All parts of a table with one part a task."""
         return [self.part(table, index) for index in self._job.parts.get(table, ())]
 
-    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
         """One part of a declared table; one that is only consulted may not be there, and is empty then."""
         name = table_of(part)
         if name not in self._allowed:
@@ -161,7 +161,7 @@ class WorkerIO:
         if name in self._consulted and not self._stores[part.root].exists(part.path):
             empty = TABLES[name].schema.empty_table()
             return empty if columns is None else empty.select(list(columns))
-        return read_part(self._stores[part.root], part, columns)
+        return read_part(self._stores[part.root], part, columns, within=within)
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
         """The part of a table for this shard; part 0 of a table that has only one."""

@@ -5,6 +5,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation.schema import Part
@@ -135,3 +136,32 @@ def test_a_dead_driver_is_followed_at_once_and_a_silent_one_after_a_while(tmp_pa
     (tmp_path / "lease.json").write_text(json.dumps({**note, "host": "elsewhere"}))
     with pytest.raises(LeaseTakenError, match="on elsewhere"):
         Lease(store, tmp_path)
+
+
+def sorted_part(store, folder: Path) -> tuple[Part, pa.Table]:
+    table = pa.table(
+        {"image_id": pa.array(range(0, 400_000, 2), pa.int64()), "name": ["x" * (n % 5) for n in range(200_000)]}
+    )
+    path, _ = written(folder, table)
+    store.create("t/part-000000000.parquet", path)
+    return Part("run", "t", 0), table
+
+
+@pytest.mark.parametrize("within", [(0, 10), (131_070, 131_080), (399_990, 10**9), (5, 6), (-5, 0), (0, 10**9)])
+def test_a_range_is_the_rows_of_the_part_that_lie_in_it(tmp_path, within):
+    store = LocalStore(str(tmp_path / "root"))
+    part, table = sorted_part(store, tmp_path)
+    ids = table["image_id"].to_numpy()
+    inside = table.filter(pa.array((ids >= within[0]) & (ids < within[1])))
+    assert read_part(store, part, within=("image_id", *within)).equals(inside)
+    assert read_part(store, part, ["name"], within=("image_id", *within)).equals(inside.select(["name"]))
+
+
+def test_a_range_reads_only_the_row_groups_that_may_hold_it(tmp_path, monkeypatch):
+    store = LocalStore(str(tmp_path / "root"))
+    part, _ = sorted_part(store, tmp_path)
+    read = []
+    real = pq.ParquetFile.read_row_groups
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda s, g, **k: read.extend(g) or real(s, g, **k))
+    read_part(store, part, within=("image_id", 131_071, 131_073))
+    assert read == [1]

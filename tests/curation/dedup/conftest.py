@@ -13,6 +13,7 @@ import pytest
 
 from curation.schema import TABLES, Part
 from curation.stage import ShardStage, Task
+from curation.store import Within, rows_within
 
 
 @dataclass
@@ -30,10 +31,10 @@ class MemoryIO:
     def part(self, table: str, index: int) -> Part:
         return Part(TABLES[table].root, table, index)
 
-    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
         if self.allowed is not None:
             assert part in self.allowed, f"{part} is read but not named in reads"
-        table = self.tables[part]
+        table = rows_within(self.tables[part], within)
         return table.select(columns) if columns else table
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -15,6 +15,7 @@ from curation.ingest.fetch import FetchConfig
 from curation.ingest.fetcher import Fetcher, Outcome
 from curation.ingest.robots import Rules
 from curation.schema import TABLES, Part
+from curation.store import Within, rows_within
 
 HOSTS = ("a.test", "b.test", "c.test")
 Handler = Callable[[Any], Awaitable[Any]]
@@ -191,10 +192,10 @@ class MemoryIO:
     def parts(self, table: str) -> list[Part]:
         return [self.part(name, index) for name, index in sorted(self.tables) if name == table]
 
-    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+    def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
         if part.folder == "takedowns" and ("takedowns", part.index) not in self.tables:
             return TABLES["takedowns"].schema.empty_table()
-        table = self.tables[part.folder, part.index]
+        table = rows_within(self.tables[part.folder, part.index], within)
         return table if columns is None else table.select(list(columns))
 
     def table(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:

@@ -15,6 +15,7 @@ from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
 from curation.schema import TABLES, Part, image_ids
 from curation.stage import Task
+from curation.store import rows_within
 from training.config import ConfigError
 
 
@@ -34,8 +35,8 @@ class Tables:
     def part(self, table, index):
         return Part(TABLES[table].root, self.folders.get(table, table), index)
 
-    def read(self, part, columns=None):
-        table = self.parts_held[part]
+    def read(self, part, columns=None, *, within=None):
+        table = rows_within(self.parts_held[part], within)
         return table.select(columns) if columns else table
 
     def table(self, name, columns=None):
