@@ -23,6 +23,7 @@ _TYPES = {
     pa.uint64(): "UBIGINT",
     pa.float16(): "FLOAT",
     pa.float32(): "FLOAT",
+    pa.float64(): "DOUBLE",
     pa.bool_(): "BOOLEAN",
     pa.string(): "VARCHAR",
 }

@@ -420,6 +420,34 @@ _TABLES = (
         schema=_schema(("cluster", pa.int32(), "number"), ("vector", pa.list_(pa.float32()), "centroid")),
     ),
     Table(
+        name="kmeans_pieces",
+        root="run",
+        kind="output",
+        parts="single",
+        row="one picture of the sample of a large fit; gone when it is done",
+        schema=_schema(("piece", pa.int32(), "number of its piece"), _ID),
+    ),
+    Table(
+        name="kmeans_sums",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one cluster that a piece of the sample has vectors in; part = (iteration, piece); gone when added up",
+        schema=_schema(
+            ("cluster", pa.int32(), "number; before the first iteration that of the vector within the piece"),
+            ("num", pa.int64(), "vectors"),
+            ("vector", pa.list_(pa.float64()), "their sum"),
+        ),
+    ),
+    Table(
+        name="kmeans_centroids",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one centroid of a fit that is under way; part = iterations done; gone when the next is",
+        schema=_schema(("cluster", pa.int32(), "number"), ("vector", pa.list_(pa.float16()), "about unit length")),
+    ),
+    Table(
         name="fit_hierarchy",
         root="pool",
         kind="output",
@@ -635,6 +663,8 @@ _TABLES = (
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 # Their vectors have the length that the model gives; the schema above holds a nominal one.
 VECTOR_TABLES = ("descriptors", "embeddings")
+# In a run only while a fit is under way. They hold vectors, so they go with a takedown.
+UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids")
 # Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
 LOGS = ("fetch_log",)
 

@@ -113,6 +113,12 @@ class Context(Protocol):
     def num_rows(self, part: Part) -> int:
         """Rows of a committed part."""
 
+    def is_done(self, stage: Stage, task: Task) -> bool:
+        """Whether a task has nothing left to do."""
+
+    def discard(self, parts: Iterable[Part]) -> None:
+        """Remove parts that nothing will read again: tables in which a stage keeps what it has reached."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

@@ -20,8 +20,9 @@ from curation.export.export import Export, ExportConfig
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
 from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplicates
 from curation.ingest.sources import QueryConfig, SourceConfig
-from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
+from curation.represent.cluster import ClusterConfig, Clusters
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
+from curation.represent.fit_kmeans import FitKmeans
 from curation.represent.hierarchy import FitHierarchy, HierarchyConfig, check_levels
 from curation.retrieve.candidates import Candidates
 from curation.retrieve.neighbours import Neighbours
@@ -117,7 +118,7 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            if isinstance(stage, (LookStage, Describe, Embed, Candidates)):
+            if isinstance(stage, (LookStage, Describe, Embed, FitKmeans, Clusters, Candidates)):
                 stage.resources = Resources(gpus=1)
     return stages
 

@@ -167,10 +167,15 @@ def _walk(ledger: Ledger, stage: GlobalStage, do: Callable[[list[Job]], None] | 
         if undone and do is not None:
             do([found.job for found in undone])
         written.extend(task.writes for task in tasks)
+        note()
+
+    def note() -> None:
         for table in {table_of(part) for part in written}:
-            ledger.task_parts[table] = tuple(sorted(p.index for p in written if table_of(p) == table))
+            there = (part.index for part in written if table_of(part) == table and ledger.footer(part) is not None)
+            ledger.task_parts[table] = tuple(sorted(there))
 
     stage.run(ledger, map_tasks)
+    note()  # without what the stage has discarded
     return written
 
 

@@ -101,6 +101,16 @@ class Ledger:
         """Rows of a committed part."""
         return self._there(part).num_rows
 
+    def is_done(self, stage: Stage, task: Task) -> bool:
+        """Whether a task has nothing left to do."""
+        return self.undone_task(stage, task) is None
+
+    def discard(self, parts: Iterable[Part]) -> None:
+        """Remove parts that nothing will read again."""
+        for part in parts:
+            self.stores[part.root].delete(part.path)
+            self.forget(part)
+
     def _there(self, part: Part) -> Footer:
         footer = self.footer(self.actual(part))
         if footer is None or part in self.unregistered:

@@ -22,7 +22,7 @@ from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import known_rules
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
-from curation.schema import Part, Role, first_shard
+from curation.schema import UNDER_WAY, Part, Role, first_shard
 from curation.stage import Stage, digest_of
 from curation.store import (
     Lease,
@@ -156,6 +156,7 @@ def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) 
             say(f"takedown: {num_pictures:,} pictures of the pool are on its list; the command takes them out first")
         elif pending(pool):
             purge_pool(pool, scratch, check, say)
+            remove_under_way(run)
         if recipe.sample_web is not None:
             _build_sample_web(recipe, options, say)
         unregistered: list[Part] = []
@@ -362,6 +363,12 @@ def purge_pool(pool: Store, scratch: Path, check: Callable[[], None], say: Calla
         + (f", {done.num_fits:,} fits to be made again" if done.num_fits else "")
     )
     return done
+
+
+def remove_under_way(run: Store) -> None:
+    """Remove what a run keeps of a fit that is not done: it may hold vectors that have been taken down."""
+    for path in [path for table in UNDER_WAY for path in run.list(table)]:
+        run.delete(path)
 
 
 def remove_pages(run: Store) -> list[str]:

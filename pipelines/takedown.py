@@ -19,7 +19,7 @@ from curation.store import Store, check_lease, open_store
 from pipelines.curate import CurateRecipe
 from pipelines.recipe import load_recipe
 from pipelines.results import opened, state_of
-from pipelines.session import RECIPE, Options, curate, purge_pool, remove_pages, take_leases
+from pipelines.session import RECIPE, Options, curate, purge_pool, remove_pages, remove_under_way, take_leases
 from training.config import ConfigError
 
 _NUM_LISTED = 20
@@ -98,6 +98,7 @@ def takedown(run: str, request: Request, say: Callable[[str], None]) -> Takedown
         if (listed := merged(known, asked)) != known:
             put_rules(pool, listed, scratch)
         purged = purge_pool(pool, scratch, check, say) if pending(pool) else Purged()
+        remove_under_way(store)
         for page in remove_pages(store):
             say(f"takedown: {page} of the run may show them and is removed")
     followed = _follow(run, pool_root, store, say)

@@ -185,6 +185,7 @@ class FitHierarchy(GlobalStage):
 
     name = "fit_hierarchy"
     section = "hierarchy"
+    version = 2
     reads = ("fit_kmeans",)
     writes = ("fit_hierarchy",)
     config: HierarchyConfig

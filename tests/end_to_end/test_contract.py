@@ -7,7 +7,7 @@ import sys
 import pyarrow.parquet as pq
 import pytest
 
-from curation.schema import LAST_VERDICT_OF_REFERENCES, LOGS, TABLES, VECTOR_TABLES, VERDICTS, Part, table_of
+from curation.schema import LAST_VERDICT_OF_REFERENCES, LOGS, TABLES, UNDER_WAY, VECTOR_TABLES, VERDICTS, Part, table_of
 from curation.stage import GlobalStage, ShardStage
 from curation.store import open_store, read_footer, read_part
 from pipelines.curate import CurateRecipe, build_stages
@@ -49,7 +49,7 @@ def test_every_table_has_one_writer_and_every_read_a_writer_before_it():
 def test_parts_have_the_schema_and_name_their_origin(undisturbed, stage):
     for table in stage.writes:
         parts = parts_of(undisturbed, table)
-        assert parts, table
+        assert bool(parts) == (table not in UNDER_WAY), table
         for part in parts:
             assert table_of(part) == table
             store = open_store(f"{undisturbed}/{part.root}")

@@ -57,7 +57,7 @@ def test_the_second_command_does_nothing_and_starts_no_ray(lab, undisturbed):
     command += lab.overrides(undisturbed, "execution.executor=auto")
     result = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     assert "nothing to do: all" in result.stdout
-    for heavy in ("ray", "torch", "cv2", "onnxruntime", "faiss"):
+    for heavy in ("ray", "torch", "cv2", "onnxruntime", "faiss", "numba"):
         assert f"| {heavy}\n" not in result.stderr, f"{heavy} was imported"
     assert lab.digests(undisturbed) == before
 

@@ -11,8 +11,9 @@ from PIL import Image
 
 from curation.dedup.describe import vectors_of
 from curation.represent import handmade
-from curation.represent.cluster import ClusterConfig, Clusters, FitKmeans
+from curation.represent.cluster import ClusterConfig, Clusters
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
+from curation.represent.fit_kmeans import FitKmeans
 from curation.schema import TABLES, Part, image_ids
 from curation.stage import Task
 from curation.store import rows_within
@@ -31,6 +32,7 @@ class Tables:
     rows: pa.Table | None = None
     shard: int = -1
     role: str = "pool"
+    device: str = "cpu"
 
     def part(self, table, index):
         return Part(TABLES[table].root, self.folders.get(table, table), index)

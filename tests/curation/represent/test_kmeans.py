@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.represent import kmeans
+from curation.represent import kmeans, nearest
+from curation.represent.nearest import Centroids
 
 
 def unit(seed: int, num: int, dim: int = 32) -> np.ndarray:
@@ -83,18 +84,140 @@ def test_ties_go_to_the_least_number_and_no_row_sees_another(monkeypatch):
     cluster, similarity = kmeans.assign(vectors, centroids)
     for row in range(0, 500, 50):
         assert cluster[row] == np.flatnonzero((centroids == centroids[cluster[row]]).all(axis=1))[0]
-    for block in (27, 27 * 7, 1):
-        monkeypatch.setattr(kmeans, "_BLOCK_SCORES", block)
+    for rows in (1, 7, 499):
+        monkeypatch.setitem(nearest._MOST_ROWS, "cpu", rows)
+        monkeypatch.setitem(nearest._LEAST_ROWS, "cpu", rows)
         again = kmeans.assign(vectors, centroids)
         assert again[0].tobytes() == cluster.tobytes()
         assert again[1].tobytes() == similarity.tobytes()
-    monkeypatch.setattr(kmeans, "_BLOCK_PAIRS", 7)
-    assert [column.tobytes() for column in kmeans.assign(vectors, centroids)] == [column.tobytes() for column in again]
     turned = kmeans.assign(vectors[::-1], centroids)
     assert turned[0][::-1].tolist() == cluster.tolist()
     # A dozen equal centroids are more than the GEMM proposes.
     many = np.concatenate([unit(8, 2), np.repeat(unit(9, 1), 12, axis=0)])
     assert kmeans.assign(unit(9, 1), many)[0].tolist() == [2]
+
+
+def test_every_finite_fp16_value_is_widened_to_itself():
+    values = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    values = values[np.isfinite(values)].reshape(2, -1)
+    assert nearest.widened(values).tobytes() == values.astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize("dim", [24, 96])
+@pytest.mark.parametrize("spread", [1.0, 0.02])  # all over the sphere, and all alike: bf16 tells hardly any apart
+def test_neither_precision_nor_engine_changes_a_byte(dim, spread):
+    vectors, centroids = (
+        (unit(20, 1, dim) + spread * unit(seed, num, dim)).astype(np.float16) for seed, num in ((21, 700), (22, 300))
+    )
+    vectors, centroids = (
+        (a / np.linalg.norm(a.astype(np.float64), axis=1, keepdims=True)).astype(np.float16)
+        for a in (vectors, centroids)
+    )
+    centroids[100:110] = centroids[5]  # ties
+    wanted = Centroids(centroids, precision="fp32").of(vectors)
+    exact = kmeans.similarities(vectors, centroids, *(a.ravel() for a in np.indices((700, 300)))).reshape(700, 300)
+    assert wanted.cluster.tolist() == exact.argmax(axis=1).tolist()
+    assert wanted.similarity.tolist() == exact.max(axis=1).tolist()
+    for precision in ("fp32", "bf16"):
+        by_torch = Centroids(centroids, precision="bf16")
+        by_torch._margin = nearest.MARGINS[precision]
+        if precision == "fp32":
+            by_torch._held = by_torch._held_exactly
+        for found in (
+            Centroids(centroids, precision=precision).of(vectors),
+            by_torch._by_torch(nearest.widened(vectors)),
+        ):
+            assert [column.tobytes() for column in found] == [column.tobytes() for column in wanted]
+
+
+def test_bf16_gives_way_where_it_tells_too_few_apart():
+    alike = (unit(23, 1, 64) + 0.01 * unit(24, 600, 64)).astype(np.float16)
+    centroids = Centroids(alike[:200], precision="bf16")
+    assert centroids._margin == nearest.MARGINS["bf16"]
+    centroids.of(alike)
+    assert centroids._margin == nearest.MARGINS["fp32"]
+    apart = Centroids(unit(25, 200, 384), precision="bf16")
+    apart.of(unit(26, 600, 384))
+    assert apart._margin == nearest.MARGINS["bf16"]
+
+
+def test_a_fit_reaches_what_faiss_and_scikit_learn_reach():
+    """Same start, same number of iterations: the inertia of spherical k-means, within 0.1 %."""
+    from sklearn.cluster import KMeans
+
+    rng = np.random.default_rng(5)
+    vectors = unit(27, 60, 48)[rng.integers(0, 60, 6000)] + 0.7 * unit(28, 6000, 48)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16).astype(np.float32)
+    begin = vectors[:100]
+    centroids = begin.astype(np.float16)
+    for _ in range(10):
+        sums = kmeans.Sums(100, 48)
+        sums.add(vectors, Centroids(centroids))
+        centroids = kmeans.directions(centroids, sums.total)
+        kmeans.split(centroids, sums.count)
+    ours = 2 - 2 * kmeans.assign(vectors, centroids)[1].mean()
+    peer = faiss.Kmeans(48, 100, niter=10, spherical=True, max_points_per_centroid=6000)
+    peer.train(vectors, init_centroids=begin)
+    of_faiss = 2 - 2 * (vectors @ peer.centroids.T).max(axis=1).mean()
+    assert abs(ours / of_faiss - 1) < 1e-3
+    # Euclidean k-means of unit vectors ends elsewhere, but not far: its centres on the sphere are no better.
+    sklearn = KMeans(100, init=begin, n_init=1, max_iter=10, random_state=0).fit(vectors).cluster_centers_
+    sklearn /= np.linalg.norm(sklearn, axis=1, keepdims=True)
+    assert ours < 1.005 * (2 - 2 * (vectors @ sklearn.T).max(axis=1).mean())
+
+
+def test_the_start_is_spread_as_scikit_learns():
+    """k-means++: among many seeds, groups that lie apart are left out as rarely as by scikit-learn's."""
+    from sklearn.cluster import kmeans_plusplus
+
+    rng = np.random.default_rng(6)
+    member = rng.permutation(np.repeat(np.arange(12), 25))
+    vectors = unit(29, 12, 24)[member] + 0.05 * unit(30, 300, 24)
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
+    found, wanted = [], []
+    for seed in range(40):
+        rows = kmeans._spread(vectors.astype(np.float32), np.random.default_rng(seed).random(12))
+        assert len(set(rows.tolist())) == 12
+        found.append(len(np.unique(member[rows])))
+        _, at = kmeans_plusplus(vectors.astype(np.float64), 12, random_state=seed, n_local_trials=1)
+        wanted.append(len(np.unique(member[at])))
+    assert np.mean(found) > np.mean(wanted) - 0.3
+
+
+def test_equal_vectors_fill_up_the_start():
+    vectors = np.repeat(unit(31, 3).astype(np.float16), 5, axis=0)
+    rows = kmeans._spread(vectors.astype(np.float32), np.random.default_rng(0).random(8))
+    assert len(rows) == len(set(rows.tolist())) == 8
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(2, 40))
+def test_an_empty_cluster_gets_half_of_the_largest(seed, num):
+    rng = np.random.default_rng(seed)
+    count = rng.integers(0, 4, num) * rng.integers(0, 2, num)
+    before = unit(seed, num, 16).astype(np.float16)
+    after = before.copy()
+    kmeans.split(after, count)
+    moved = np.flatnonzero((after != before).any(axis=1))
+    empty = np.flatnonzero(count == 0)
+    spare = int(np.maximum(count - 1, 0).sum())
+    filled = [k for k in moved if k in empty]
+    assert len(filled) == min(len(empty), spare)
+    assert all(count[k] >= 2 for k in moved if k not in empty)
+    np.testing.assert_allclose(np.linalg.norm(after.astype(np.float64), axis=1), 1, atol=2e-3)
+
+
+def test_sums_do_not_depend_on_order_or_cut():
+    vectors = unit(32, 900, 40).astype(np.float16)
+    centroids = Centroids(vectors[:30])
+    whole = kmeans.Sums(30, 40)
+    whole.add(vectors, centroids)
+    cut = kmeans.Sums(30, 40)
+    for piece in np.array_split(vectors[np.random.default_rng(1).permutation(900)], 7):
+        cut.add(piece, centroids)
+    assert cut.total.tobytes() == whole.total.tobytes()
+    assert cut.count.tolist() == whole.count.tolist()
+    assert whole.count.sum() == 900
 
 
 @pytest.mark.parametrize("num_pairs", [0, 1, 9, 10, 1001])
