@@ -14,6 +14,6 @@ The stages in order, tables in -> tables out:
 10. fit_embedder, embed: ``leakage``, ``detections`` -> ``embeddings``
 11. fit_kmeans, fit_hierarchy, cluster: ``leakage``, ``embeddings`` -> ``clusters``
 12. queries, quotas, candidates, neighbours: ``clusters``, ``embeddings`` -> ``quotas``, ``neighbours``, ``retrieval``
-13. selection: ``leakage``, ``neighbours`` -> ``selection``
+13. offers, selection: ``leakage``, ``neighbours`` -> ``offers``, ``selection``, ``choices``
 14. export: ``selection``, ``urls``, ``images``, ``detections`` -> ``tars/``, ``manifest``, ``shards``
 """

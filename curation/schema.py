@@ -8,6 +8,8 @@ Kinds. ``facts`` depend on sources and models only and never say ``keep``; ``ver
 score, threshold`` and cover exactly the rows that the verdict before them kept; ``output`` is everything else.
 """
 
+from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +22,9 @@ SHARDS_PER_SOURCE_LIMIT = 1_000_000
 Root = Literal["pool", "run"]
 Kind = Literal["facts", "verdict", "output"]
 Role = Literal["pool", "query", "benchmark"]
-# Parts of a table: one a shard, exactly one (part 0), or one a task of the stage that writes it.
-Parts = Literal["shard", "single", "task"]
+# Parts of a table: one a shard, exactly one (part 0), one a task of the stage that writes it, or one a group of
+# consecutive shards of the pool, numbered by its first (``part_of_group``).
+Parts = Literal["shard", "single", "task", "group"]
 
 # The verdicts in the order in which a row meets them. Each covers the rows kept by the one before it.
 VERDICTS = ("screened", "fetched", "safety", "near", "duplicates", "leakage", "selection")
@@ -64,6 +67,21 @@ def image_ids(shard: int, num_rows: int) -> np.ndarray:
 def shard_of(image_id: int) -> int:
     """Shard that holds an image."""
     return int(image_id) // ROWS_PER_SHARD_LIMIT
+
+
+def id_range(first: int, last: int) -> tuple[int, int]:
+    """First id of shard ``first``, and the one behind the ids of shard ``last``."""
+    return first * ROWS_PER_SHARD_LIMIT, (last + 1) * ROWS_PER_SHARD_LIMIT
+
+
+def part_of_group(parts: Sequence[Part], shard: int) -> Part:
+    """Of the parts of a table with one part a group, the one whose group holds a shard of the pool.
+
+    Args:
+        parts: of the table, in order of index.
+        shard: of the pool.
+    """
+    return parts[bisect_right([part.index for part in parts], shard) - 1]
 
 
 def source_of_shard(shard: int) -> int:
@@ -532,10 +550,12 @@ _TABLES = (
         root="run",
         kind="output",
         parts="task",
-        row="one picture retrieved for a query, or for a set by its clusters; part = first shard of a block of the set",
+        row="one picture retrieved for a query, or for a set by its clusters, sorted by image_id; part = first shard "
+        "of a block of the set",
         schema=_schema(
             ("query_set", pa.string(), "name of the set"),
             ("query_id", pa.int64(), "query picture; null in modes cluster and balanced"),
+            ("query_label", pa.string(), "class of that query, where its set is labelled"),
             _ID,
             ("rank", pa.int32(), "from 0, within the query or the cluster; -1 where the cap of the set cut it"),
             ("similarity", pa.float32(), "cosine to the query; to the centroid in modes cluster and balanced"),
@@ -571,6 +591,22 @@ _TABLES = (
         ),
     ),
     Table(
+        name="offers",
+        root="run",
+        kind="output",
+        parts="group",
+        row="one row of neighbours; sorted by image_id, and of one picture by who takes it first: rows that no cap "
+        "cut, the order of the recipe, least rank, highest similarity, least query_id",
+        schema=_schema(
+            _ID,
+            ("query_set", pa.string(), "set that asks for it"),
+            ("query_id", pa.int64(), "query that asks for it; null in modes cluster and balanced"),
+            ("query_label", pa.string(), "class of that query, where its set is labelled"),
+            ("rank", pa.int32(), "from 0, within the query or the cluster; -1 where the cap of the set cut it"),
+            ("similarity", pa.float32(), "cosine to the query; to the centroid in modes cluster and balanced"),
+        ),
+    ),
+    Table(
         name="selection",
         root="run",
         kind="verdict",
@@ -592,10 +628,11 @@ _TABLES = (
         name="choices",
         root="run",
         kind="output",
-        row="one sample of the set: a chosen picture and whom it was chosen for",
+        row="one sample of the set: a chosen picture and whom it was chosen for; of one picture only the first, but "
+        "with select.multiset one for each time that it was taken",
         schema=_schema(
             _ID,
-            ("copy", pa.int32(), "number among the samples of this picture, from 0"),
+            ("copy", pa.int32(), "number among the samples of this picture, from 0; 0 is the one that selection tells"),
             _SHA,
             ("part", pa.string(), "query set that chose it"),
             ("query_id", pa.int64(), "query that chose it; null in modes cluster, balanced and as_is"),

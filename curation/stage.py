@@ -220,7 +220,7 @@ def verdict_table(
     name: str,
     rows: pa.Table,
     *,
-    reason: Sequence[str | None],
+    reason: Sequence[str | None] | pa.Array,
     score: Any = None,
     threshold: Any = None,
     **extra: Any,
@@ -231,11 +231,12 @@ def verdict_table(
     ``extra`` holds the further columns of the verdict.
     """
     num_rows = rows.num_rows
+    reasons = reason if isinstance(reason, pa.Array) else pa.array(reason, pa.string())
     columns: dict[str, Any] = {
         "image_id": rows["image_id"],
         "sha256": rows["sha256"],
-        "keep": [r is None for r in reason],
-        "reason": list(reason),
+        "keep": reasons.is_null(),
+        "reason": reasons,
         "score": [None] * num_rows if score is None else score,
         "threshold": [None] * num_rows if threshold is None else threshold,
         **extra,

@@ -26,6 +26,7 @@ from curation.represent.fit_kmeans import FitKmeans
 from curation.represent.hierarchy import FitHierarchy, HierarchyConfig, check_levels
 from curation.retrieve.candidates import Candidates
 from curation.retrieve.neighbours import Neighbours
+from curation.retrieve.offers import Offers
 from curation.retrieve.quotas import Quotas
 from curation.retrieve.retrieve import Queries, RetrieveConfig
 from curation.retrieve.select import SelectConfig, Selection
@@ -157,6 +158,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         Quotas(recipe.retrieve, recipe.queries),
         Candidates(recipe.retrieve, recipe.queries),
         Neighbours(recipe.retrieve, recipe.queries),
+        Offers(recipe.retrieve, recipe.queries),
         Selection(recipe.select, recipe.queries),
         Export(recipe.export),
     ]

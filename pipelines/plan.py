@@ -23,6 +23,7 @@ from curation.schema import (
     Role,
     Root,
     first_shard,
+    part_of_group,
     source_of_shard,
     table_of,
 )
@@ -160,6 +161,9 @@ class Ledger:
             kind = TABLES[table]
             if kind.kind == "facts" and table not in stage.by_content:
                 reads[table] = self.folders.get(table, table)
+            elif kind.parts == "group":
+                if self.roles()[source_of_shard(shard)] == "pool":
+                    reads[table] = self.digest(part_of_group(self.parts(table), shard))
             elif kind.parts == "task":
                 reads[table] = digest_of([[part.index, self.digest(part)] for part in self.parts(table)])
             else:

@@ -155,7 +155,7 @@ def _roles_of(table: str) -> tuple[str, ...]:
     """Roles of the shards that have a part of a per-shard table."""
     if table == "queries":
         return ("query",)
-    if table in ("embeddings", "selection", "clusters"):
+    if table in ("embeddings", "selection", "choices", "clusters"):
         return ("pool", "query")
     late = table in VERDICTS and VERDICTS.index(table) > VERDICTS.index(LAST_VERDICT_OF_REFERENCES)
     return ("pool",) if late else ("pool", "query", "benchmark")

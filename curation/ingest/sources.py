@@ -62,6 +62,12 @@ class QueryConfig(PlaceConfig):
     per_cluster: int = Field(default=10_000, ge=1, description="mode cluster: pictures from each of them")
     cap: int = Field(default=1_000_000, ge=1, description="mode cluster: pictures of the whole set")
     total: int | None = Field(default=None, ge=1, description="mode balanced: pictures of the whole set")
+    weight: float | None = Field(
+        default=None,
+        gt=0,
+        description="share of its part in training, which a trainer that splits the run by part takes over, as its own "
+        "data.parts.NAME.weight; null: by number of samples. It chooses no picture",
+    )
 
     @model_validator(mode="after")
     def _keys_of_the_mode(self) -> QueryConfig:

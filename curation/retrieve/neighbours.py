@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.dedup.near import rows_at
 from curation.retrieve.candidates import blocks_of, candidate_parts, first_of_clusters, quotas_of
 from curation.retrieve.plan import Nominal, nominal_as_is, nominal_sample
 from curation.retrieve.retrieve import (
@@ -24,17 +25,19 @@ from curation.schema import TABLES, Part
 from curation.stage import Context, Map, Task, TaskIO
 
 
-def _table(query_set: str, query_id: pa.Array, rank: np.ndarray, rows: PoolRows) -> pa.Table:
-    num = len(rows.image_id)
+def _table(query_set: str, query_id: pa.Array, query_label: pa.Array, *, rank: np.ndarray, rows: PoolRows) -> pa.Table:
+    """A part, sorted by image_id so that ranges of it can be read; of one picture as the rows came."""
     columns = [
-        pa.array([query_set]).take(pa.array(np.zeros(num, np.int64))),
+        pa.array([query_set]).take(pa.array(np.zeros(len(rows.image_id), np.int64))),
         query_id,
+        query_label,
         pa.array(rows.image_id),
         pa.array(rank.astype(np.int32)),
         pa.array(rows.similarity),
         pa.array(rows.cluster),
     ]
-    return pa.table(columns, schema=TABLES["neighbours"].schema)
+    table = pa.table(columns, schema=TABLES["neighbours"].schema)
+    return table.take(pa.array(np.argsort(rows.image_id, kind="stable")))
 
 
 def nearest_of(io: TaskIO, parts: list[int], k: int) -> tuple[np.ndarray, PoolRows]:
@@ -45,10 +48,14 @@ def nearest_of(io: TaskIO, parts: list[int], k: int) -> tuple[np.ndarray, PoolRo
     return query, best
 
 
-def sample_neighbours(io: TaskIO, *, query_set: str, candidates: list[int], k: int) -> pa.Table:
+def sample_neighbours(
+    io: TaskIO, *, query_set: str, query_shards: list[int], candidates: list[int], k: int
+) -> pa.Table:
     """The ``k`` nearest of each query of a block, of what all groups offer."""
     query, best = nearest_of(io, candidates, k)
-    return _table(query_set, pa.array(query), rank_in(query), best)
+    asked = pa.concat_tables([io.read(io.part("queries", shard), ["query_id", "label"]) for shard in query_shards])
+    label = asked["label"].take(pa.array(rows_at(asked["query_id"].to_numpy(), query)))
+    return _table(query_set, pa.array(query), label, rank=rank_in(query), rows=best)
 
 
 def ranks_under_cap(rows: PoolRows, cap: int | None) -> np.ndarray:
@@ -71,7 +78,8 @@ def drawn_neighbours(io: TaskIO, *, query_set: str, candidates: list[int], quota
     quota, chosen = quotas_of(io, quotas), NO_ROWS
     for _, rows in candidates_in(io, candidates):
         chosen = first_of_clusters(chosen + rows, quota)
-    return _table(query_set, pa.nulls(len(chosen.image_id), pa.int64()), ranks_under_cap(chosen, cap), chosen)
+    nobody, unlabelled = (pa.nulls(len(chosen.image_id), kind) for kind in (pa.int64(), pa.string()))
+    return _table(query_set, nobody, unlabelled, rank=ranks_under_cap(chosen, cap), rows=chosen)
 
 
 # What came of a set
@@ -154,7 +162,7 @@ class Neighbours(SetsStage):
     """One task for each block of a sample set, one for each other set; then one that tells what came of each set."""
 
     name = "neighbours"
-    version = 2
+    version = 3
     reads = ("queries", "quotas", "candidates")
     writes: ClassVar[tuple[str, ...]] = ("neighbours", "retrieval")
 
@@ -171,9 +179,11 @@ class Neighbours(SetsStage):
         if query.mode == "sample":
             for block, shards in enumerate(blocks_of(context, plan), 1):
                 parts = candidate_parts(context, plan, block)
-                args: dict[str, Any] = {"query_set": plan.name, "candidates": [p.index for p in parts], "k": query.k}
+                args: dict[str, Any] = {"query_set": plan.name, "query_shards": shards, "k": query.k}
+                args |= {"candidates": [part.index for part in parts]}
+                reads = (*(context.part("queries", shard) for shard in shards), *parts)
                 writes = context.part("neighbours", shards[0])
-                tasks.append(Task(function=sample_neighbours, args=args, reads=tuple(parts), writes=writes))
+                tasks.append(Task(function=sample_neighbours, args=args, reads=reads, writes=writes))
         elif query.mode != "as_is":
             parts = candidate_parts(context, plan, 0)
             args = {"query_set": plan.name, "candidates": [part.index for part in parts], "quotas": plan.first}

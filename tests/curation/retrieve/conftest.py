@@ -18,7 +18,7 @@ from pipelines.plan import Ledger
 from pipelines.runner import InlineExecutor
 from pipelines.work import Where
 
-STAGES = ("fit_hierarchy", "queries", "quotas", "candidates", "neighbours", "selection")
+STAGES = ("fit_hierarchy", "queries", "quotas", "candidates", "neighbours", "offers", "selection")
 
 
 def sha256_of(image_id: int) -> str:

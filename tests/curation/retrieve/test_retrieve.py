@@ -17,7 +17,9 @@ from curation.schema import shard_of
 
 
 def found_for(made, name: str) -> list[dict]:
-    return [row for row in made.rows("neighbours") if row["query_set"] == name]
+    """By query and rank; the table itself stands by picture."""
+    rows = [row for row in made.rows("neighbours") if row["query_set"] == name]
+    return sorted(rows, key=lambda row: (row["query_id"] or 0, row["rank"]))
 
 
 def nearest(made, name: str, k: int) -> list[tuple[int, int, int, float]]:
@@ -75,7 +77,8 @@ def test_sample_equals_faiss(made):
 
 def test_neither_memory_nor_block_changes_a_byte(made, monkeypatch):
     made.run()
-    tables = ("queries", "quotas", "cluster_sizes", "candidates", "neighbours", "retrieval", "selection")
+    tables = ("queries", "quotas", "cluster_sizes", "candidates", "neighbours", "retrieval", "offers", "selection")
+    tables = (*tables, "choices")
     before = {name: made.digests(name) for name in tables}
     for path in (made.folder / "run").glob("*/part-*.parquet"):
         if path.parent.name in tables:
@@ -88,17 +91,24 @@ def test_neither_memory_nor_block_changes_a_byte(made, monkeypatch):
     assert {name: made.digests(name) for name in tables} == before
 
 
+def in_any_order(made, name: str) -> list[dict]:
+    """Rows of ``neighbours`` stand by block; those of the other tables in the order in which they are stored."""
+    rows = made.rows(name)
+    return sorted(rows, key=lambda row: [str(value) for value in row.values()]) if name == "neighbours" else rows
+
+
 def test_groups_and_blocks_of_tasks_do_not_change_what_is_found(made, monkeypatch):
     made.run()
-    tables = ("neighbours", "retrieval", "selection")
-    before = {name: made.rows(name) for name in tables}
+    tables = ("neighbours", "retrieval", "offers", "selection", "choices")
+    before = {name: in_any_order(made, name) for name in tables}
     assert len(made.parts("candidates")) == 4  # near and its sample, filled, even: one group each
     monkeypatch.setattr(retrieve, "GROUP_SHARDS", 1)
     monkeypatch.setattr(candidates, "BLOCK_QUERIES", 1)
     made.run()
     assert len(made.parts("candidates")) == 3 * 5
+    assert list(made.parts("offers")) == made.shards["web"]
     assert len([index for index in made.parts("neighbours") if index in made.shards["near"]]) == 2
-    assert {name: made.rows(name) for name in tables} == before
+    assert {name: in_any_order(made, name) for name in tables} == before
 
 
 def test_more_shards_make_larger_groups(monkeypatch):
