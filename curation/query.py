@@ -14,7 +14,7 @@ from training.config import ConfigError
 
 SQL = Path(__file__).parents[1] / "sql"
 KINDS = ("reports", "checks", "views")
-VIEWS = ("verdicts", "end_state", "pictures", "composition", "funnel_steps")  # each may use those before it
+VIEWS = ("verdicts", "end_state", "pictures", "samples", "composition", "funnel_steps")  # each may use those before it
 _PART = re.compile(r"part-(\d+)\.parquet$")
 _TYPES = {
     pa.int16(): "SMALLINT",

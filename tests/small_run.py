@@ -89,6 +89,21 @@ class SmallRun:
         rows[row].update(values)
         self.write(name, index, rows)
 
+    def take_twice(self, *, in_manifest: bool = True) -> None:
+        """Make the set a multiset: the set dogs took the first picture of the second web shard for two queries."""
+        (sample,) = (row for row in self.read("choices", 3_000_001) if row["image_id"] == SECOND)
+        again = {"copy": 1, "query_id": 2_000_000_000_001}
+        rows = self.read("choices", 3_000_001)
+        self.write("choices", 3_000_001, [rows[0], sample | again, *rows[1:]])
+        asked = self.read("neighbours", 2_000_000)
+        self.write("neighbours", 2_000_000, [*asked, asked[1] | {"query_id": again["query_id"], "rank": 0}])
+        self.change("retrieval", 2_000_000, 0, num_queries=2, num_nominal=8, num_retrieved=5, num_taken=5, shortfall=3)
+        self.change("retrieval", 2_000_000, 0, num_collisions=1)
+        if in_manifest:
+            (told,) = (row for n in (0, 1) for row in self.read("manifest", n) if row["image_id"] == SECOND)
+            more = {"key": "000000006", "query_id": again["query_id"]}
+            self.write("manifest", 1, [*self.read("manifest", 1), told | more])
+
     def connect(self) -> Any:
         from curation.query import connect
 
@@ -221,6 +236,9 @@ def _write_verdict(
             row |= {"query_id": 2_000_000_000_000, "similarity": 0.5} if role == "pool" and reason is None else {}
         rows.append({name: row.get(name) for name in TABLES[verdict].schema.names})
     small.write(verdict, shard, rows)
+    if verdict == "selection":
+        names = set(TABLES["choices"].schema.names) & set(rows[0])
+        small.write("choices", shard, [{"copy": 0} | {n: row[n] for n in names} for row in rows if row["keep"]])
     return {i: fate for i, fate in left.items() if fate is None or fate[0] != verdict}
 
 

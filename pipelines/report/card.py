@@ -78,7 +78,8 @@ def card(database: Database, recipe: Mapping[str, Any], finished: str) -> dict[s
         "max_shards": recipe["execution"]["max_shards"],
         "counts": counts,
         "sources": _rows(connection, _SOURCES),
-        "composition": _composition(connection, recipe["queries"], counts["num_images"]),
+        "composition": _composition(connection, recipe["queries"], counts["num_samples"]),
+        "multiset": sections["select"]["multiset"],
         "funnel": [vars(step) for step in steps],
         "hosts": _hosts(connection, counts["num_images"]),
         "models": list(_models(settings, recipe)),
@@ -96,7 +97,8 @@ def card(database: Database, recipe: Mapping[str, Any], finished: str) -> dict[s
 
 def _counts(connection: Any, steps: Sequence[FunnelRow]) -> dict[str, int]:
     query = """
-        SELECT count(*) AS num_images, count(*) FILTER (WHERE blurred) AS num_blurred,
+        SELECT count(DISTINCT image_id) AS num_images, count(*) AS num_samples,
+            count(DISTINCT image_id) FILTER (WHERE blurred) AS num_blurred,
             coalesce(sum(size), 0)::BIGINT AS num_bytes,
             (SELECT count(*) FROM shards) AS num_tars,
             (SELECT coalesce(sum(num_bytes), 0)::BIGINT FROM shards) AS num_tar_bytes
@@ -128,7 +130,7 @@ _COUNTS = (
 )
 
 
-def _composition(connection: Any, queries: Mapping[str, Any], num_images: int) -> list[dict[str, Any]]:
+def _composition(connection: Any, queries: Mapping[str, Any], num_samples: int) -> list[dict[str, Any]]:
     """A row for each query set, in the order of the recipe, as in table 15 of the DINOv2 paper."""
     counted = {row["query_set"]: row for row in query_sets(connection)}
     return [
@@ -141,7 +143,7 @@ def _composition(connection: Any, queries: Mapping[str, Any], num_images: int) -
             "num_retrieved_nominal": counted[name]["num_nominal"],
             "num_final_nominal": counted[name]["num_final_nominal"],
             **{key: counted[name][key] for key in _COUNTS},
-            "share": _share(counted[name]["num_final"], num_images),
+            "share": _share(counted[name]["num_final"], num_samples),
         }
         for name, query in queries.items()
     ]

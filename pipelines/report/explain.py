@@ -9,7 +9,7 @@ from curation.ingest.takedown import TAKEN_DOWN, Rules, from_table
 from pipelines.report.lookup import find_lines, rows_of
 
 _NUM_SAME_ADDRESS = 20
-_NUM_LISTED = 10  # of copies, of neighbours
+_NUM_LISTED = 10  # of copies, of neighbours, of samples
 _ENDS = {"kept": "in the set", "reference": "a reference: compared with, never chosen", "pending": "not judged yet"}
 
 _NEAR = """
@@ -40,8 +40,10 @@ _REFERENCES = """
 """
 _ASKED = "SELECT * FROM neighbours WHERE image_id = ? ORDER BY query_set, rank < 0, similarity DESC, query_id"
 _RETRIEVED = """
-    SELECT n.image_id, n.rank, n.similarity, e.stage, e.reason, s.part, s.query_id = n.query_id AS is_chooser
+    SELECT n.image_id, n.rank, n.similarity, e.stage, e.reason, coalesce(c.part, s.part) AS part,
+        c.image_id IS NOT NULL AS is_chooser
     FROM neighbours n JOIN end_state e USING (image_id) LEFT JOIN selection s USING (image_id)
+    LEFT JOIN choices c ON c.image_id = n.image_id AND c.query_id = n.query_id
     WHERE n.query_id = ? ORDER BY n.rank
 """
 
@@ -157,9 +159,12 @@ def _beside(connection: Any, verdict: dict[str, Any], url: str | None) -> Iterat
     elif verdict["stage"] == "leakage":
         yield from _leaks(connection, image_id)
     elif verdict["stage"] == "selection":
-        query = "SELECT part, query_id, similarity FROM selection WHERE image_id = ? AND part IS NOT NULL"
-        for row in rows_of(connection, query, image_id):
+        query = "SELECT part, query_id, similarity FROM choices WHERE image_id = ? ORDER BY copy"
+        samples = rows_of(connection, query, image_id)
+        for row in samples[:_NUM_LISTED]:
             yield f"for the set {row['part']}{_by(connection, row)}"
+        if len(samples) > _NUM_LISTED:
+            yield f"and {len(samples) - _NUM_LISTED:,} times more"
         if verdict["reason"] == "not_retrieved":
             yield "no query set asked for it"
 

@@ -15,7 +15,9 @@ _WHY_COLUMNS = 70
 class FunnelRow:
     """One step of the funnel."""
 
-    stage: str  # a verdict; ``as_is`` for the sets that are taken as they are; ``set`` for what is in the set
+    # A verdict; ``as_is`` for the sets that are taken as they are; ``set`` for the pictures that are in the set, and
+    # ``samples`` for how often they are.
+    stage: str
     num_in: int
     num_dropped: int
     num_left: int
@@ -29,7 +31,8 @@ def funnel(connection: Any) -> list[FunnelRow]:
         connection: of ``curation.query.connect``.
 
     Returns:
-        Verdicts that no row has met yet are left out, and so are the last two rows as long as nothing was selected.
+        Verdicts that no row has met yet are left out, and so are the rows after them as long as nothing was selected.
+        Samples are told where there are more of them than pictures.
     """
     query = "SELECT role, stage, reason, num_rows FROM funnel_steps ORDER BY role, place, num_rows DESC, reason"
     steps: dict[tuple[str, str], FunnelRow] = {}
@@ -58,6 +61,9 @@ def funnel(connection: Any) -> list[FunnelRow]:
     if num_chosen is not None or as_is is not None:
         total = (num_chosen or 0) + (as_is.num_left if as_is is not None else 0)
         rows.append(FunnelRow(stage="set", num_in=total, num_dropped=0, num_left=total, reasons={}))
+        (num_samples,) = connection.execute("SELECT count(*) FROM choices").fetchone()
+        if num_samples > total:
+            rows.append(FunnelRow(stage="samples", num_in=total, num_dropped=0, num_left=num_samples, reasons={}))
     return rows
 
 
@@ -68,8 +74,8 @@ def format_funnel(rows: list[FunnelRow]) -> str:
     num_lines = rows[0].num_in
     lines = [f"{'stage':<12}{'dropped':>14}{'left':>14}{'share':>8}  why", f"{'lines':<12}{'':>14}{num_lines:>14,}"]
     for row in rows:
-        if row.stage == "set":
-            lines.append(f"{'set':<12}{'':>14}{row.num_left:>14,}")
+        if row.stage in ("set", "samples"):
+            lines.append(f"{row.stage:<12}{'':>14}{row.num_left:>14,}")
         elif row.stage == "as_is":
             lines += _with_reasons(f"{'as-is sets':<12}{_dropped(row):>14}{f'+{row.num_left:,}':>14}{'':>8}", row)
         else:

@@ -99,9 +99,11 @@ def page(connection: Any, read: ReadRange, *, num_pictures: int = _NUM_PICTURES)
 def _headline(rows: Sequence[FunnelRow]) -> str:
     if not rows:
         return "Nothing is judged yet"
-    if rows[-1].stage != "set":
+    num_left = {row.stage: row.num_left for row in rows}
+    if "set" not in num_left:
         return f"{rows[-1].num_left:,} of {rows[0].num_in:,} lines left after {escape(rows[-1].stage)}"
-    return f"{rows[-1].num_left:,} pictures from {rows[0].num_in:,} lines"
+    samples = f"{num_left['samples']:,} samples of " if "samples" in num_left else ""
+    return f"{samples}{num_left['set']:,} pictures from {rows[0].num_in:,} lines"
 
 
 # Tables
@@ -116,8 +118,8 @@ def _funnel(rows: Sequence[FunnelRow]) -> Iterator[str]:
     body = [["lines", "", f"{num_lines:,}", "", _bar(1.0), ""]]
     for row in rows:
         why = ", ".join(f"{escape(reason)} {count:,}" for reason, count in row.reasons.items())
-        name = {"as_is": "as-is sets", "set": "the set"}.get(row.stage, row.stage)
-        of_pool = row.stage not in ("as_is", "set") and num_lines > 0
+        name = {"as_is": "as-is sets", "set": "the set", "samples": "its samples"}.get(row.stage, row.stage)
+        of_pool = row.stage not in ("as_is", "set", "samples") and num_lines > 0
         share = row.num_left / num_lines if of_pool else 0.0
         bar = _bar(share, row.num_in / num_lines) if of_pool else ""
         left = f"+{row.num_left:,}" if row.stage == "as_is" else f"{row.num_left:,}"
@@ -145,11 +147,12 @@ def _reasons(connection: Any) -> Iterator[str]:
 
 def _composition(connection: Any) -> Iterator[str]:
     rows = _dicts(connection, "composition")
-    yield _heading("composition", "What the set is made of", "Pictures by the curated set that they were chosen for.")
+    yield _heading("composition", "What the set is made of", "Samples by the curated set that they were chosen for.")
     most = max((row["share"] for row in rows), default=1.0)
     body = [
         [
             escape(row["part"]),
+            f"{row['num_samples']:,}",
             f"{row['num_pictures']:,}",
             f"{row['share']:.1%}",
             _bar(row["share"] / most),
@@ -162,6 +165,7 @@ def _composition(connection: Any) -> Iterator[str]:
     ]
     names = [
         "part",
+        "samples",
         "pictures",
         "share",
         "",
@@ -170,7 +174,7 @@ def _composition(connection: Any) -> Iterator[str]:
         "with blurred faces",
         "median size",
     ]
-    yield _table(names, body, numbers=(1, 2, 4, 5, 6, 7))
+    yield _table(names, body, numbers=(1, 2, 3, 5, 6, 7, 8))
 
 
 def _query_sets(connection: Any) -> Iterator[str]:

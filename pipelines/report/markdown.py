@@ -20,6 +20,7 @@ _KEPT = {
     "selection": "a query set asked for it",
     "as_is": "it belongs to a set that is taken as it is",
     "set": "",
+    "samples": "a picture counts as often as it was taken",
 }
 _DIGEST_CHARS = 12
 _COLUMNS = 100
@@ -66,6 +67,11 @@ def _head(card: Card) -> Iterator[str]:
         f"{_many(counts['num_images'], 'picture')}: {num_chosen}out of {_many(counts['num_lines'], 'line')} of the "
         f"sources{as_is}. Finished on {card['finished']}."
     )
+    if card["multiset"]:
+        yield _text(
+            f"The set is a multiset: {_many(counts['num_samples'], 'sample')}, one for each time that a query set took "
+            "a picture, as the paper counts."
+        )
     yield _text(
         "An image set made as LVD-142M was (DINOv2, arXiv:2304.07193, appendix A): pictures that are close to those of "
         "curated sets, without copies and without what benchmarks show, as far as the verdicts below tell. `lvd "
@@ -84,6 +90,7 @@ def _counts(card: Card) -> Iterator[str]:
     counts = card["counts"]
     rows = [
         ["pictures", f"{counts['num_images']:,}"],
+        *([["samples of them", f"{counts['num_samples']:,}"]] if card["multiset"] else []),
         ["of them with blurred faces", f"{counts['num_blurred']:,}"],
         ["bytes of pictures", f"{counts['num_bytes']:,}"],
         ["tars", f"{counts['num_tars']:,}"],
@@ -126,8 +133,12 @@ def _composition(card: Card) -> Iterator[str]:
     yield from (_text(line) for line in _shortfall(parts))
     yield _text(
         "A picture is asked for and retrieved as often as queries ask for it, as in table 15 of the paper, and counts "
-        "once among the unique ones, which leave out what the cap of its set cut. In the set a picture is once, for "
-        "the first query set that asked for it."
+        "once among the unique ones, which leave out what the cap of its set cut. In the set a picture is "
+        + (
+            "as often as query sets took it."
+            if card["multiset"]
+            else "once, for the first query set that asked for it."
+        )
     )
 
 
@@ -188,8 +199,8 @@ def _funnel(card: Card) -> Iterator[str]:
     num_lines = steps[0]["num_in"]
     rows = [["lines", "", "", f"{num_lines:,}", "100.0%"]] if num_lines else []
     for step in steps:
-        extra = step["stage"] in ("as_is", "set")
-        dropped = "" if step["stage"] == "set" else f"{step['num_dropped']:,}"
+        extra = step["stage"] in ("as_is", "set", "samples")
+        dropped = "" if step["stage"] in ("set", "samples") else f"{step['num_dropped']:,}"
         left = f"+{step['num_left']:,}" if step["stage"] == "as_is" else f"{step['num_left']:,}"
         share = "" if extra or not num_lines else f"{step['num_left'] / num_lines:.1%}"
         rows.append([_stage(step), _KEPT[step["stage"]], dropped, left, share])
@@ -205,7 +216,7 @@ def _funnel(card: Card) -> Iterator[str]:
 
 
 def _stage(step: Mapping[str, Any]) -> str:
-    return {"as_is": "as-is sets", "set": "set"}.get(step["stage"], _code(step["stage"]))
+    return {"as_is": "as-is sets", "set": "set", "samples": "samples"}.get(step["stage"], _code(step["stage"]))
 
 
 def _hosts(card: Card) -> Iterator[str]:

@@ -26,6 +26,7 @@ _MADE_WITH = {
     "leakage": "leakage",
     "embed": "embeddings",
     "cluster": "fit_kmeans",
+    "select": "selection",
     "export": "shards",
 }
 # What of a query set says what it asks for, by mode.
@@ -70,7 +71,8 @@ def settings_of(database: Database, recipe: Mapping[str, Any]) -> Settings:
     sections, fits = {}, {}
     for section, table in _MADE_WITH.items():
         made = inputs(table, shard if TABLES[table].parts == "shard" else 0)
-        config = made.get("config", {})
+        # A stage whose settings stand in several sections records them with their section.
+        config = {key.removeprefix(f"{section}."): value for key, value in made.get("config", {}).items()}
         _compare(database.run, section, recipe[section], config)
         sections[section] = {**recipe[section], **config}
         fit = made.get("reads", {}).get(_FITS.get(section))

@@ -2,8 +2,9 @@
 -- num_images pictures of the set, of which num_queries could be read and asked. num_nominal pictures that it asked for,
 -- num_final_nominal those that its cap would leave; num_retrieved pictures that the pool gave, num_taken those that the cap
 -- left, num_unique different ones of these; num_short clusters that hold fewer than was asked of them (report shortfall).
--- recall: share of the neighbours of num_sampled queries that the search found. num_final pictures that are in the set
--- for it: one that several sets asked for counts for the first.
+-- recall: share of the neighbours of num_sampled queries that the search found. num_final samples that are in the set for
+-- it: those that it took, num_taken, in a multiset; else different pictures, of which one that several sets asked for
+-- counts for the first.
 SELECT coalesce(s.name, r.query_set) AS query_set, r.mode,
     s.num_rows AS num_images,
     CASE WHEN s.name IS NOT NULL THEN (SELECT count(*) FROM queries q WHERE q.query_set = s.name) END AS num_queries,

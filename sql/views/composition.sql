@@ -1,8 +1,9 @@
 -- Grain: one row a part of the set: the query set that chose its pictures.
--- How many pictures each part has, its share of the set, and what they look like.
+-- How many samples each part has, of how many pictures, its share of the set, and what its samples look like.
 CREATE OR REPLACE VIEW composition AS
 SELECT part,
-    count(*) AS num_pictures,
+    count(*) AS num_samples,
+    count(DISTINCT image_id) AS num_pictures,
     count(*) / sum(count(*)) OVER () AS share,
     count(*) FILTER (WHERE blurred) AS num_blurred,
     count(DISTINCT query_id) AS num_queries,
@@ -10,5 +11,5 @@ SELECT part,
     median(width_px)::INTEGER AS median_width_px,
     median(height_px)::INTEGER AS median_height_px,
     sum(num_bytes)::BIGINT AS num_bytes
-FROM pictures
+FROM samples
 GROUP BY part;

@@ -88,6 +88,8 @@ CHANGES = {
     "verdict_covers_previous": lambda run: run.write("near", WEB, run.read("near", WEB)[:-1]),
     "no_pending": lambda run: run.write("selection", WEB, []),
     "manifest_matches_selection": lambda run: run.change("manifest", 0, 1, part="cats"),
+    "choices_match_selection": lambda run: run.change("choices", WEB, 0, copy=1),
+    "choices_match_retrieval": lambda run: run.change("choices", WEB, 0, part="flowers"),
     "manifest_unique": lambda run: run.change("manifest", 0, 1, key="000000000"),
     "representative_is_kept": lambda run: run.change("near", WEB, 1, representative_id=FIRST + 3),
     "blurred_used": lambda run: run.write(
@@ -129,6 +131,8 @@ FURTHER = [
     ("representative_is_kept", lambda run: run.change("duplicates", WEB, 0, representative_id=SECOND), [FIRST]),
     ("representative_is_kept", lambda run: run.change("duplicates", WEB, 0, representative_id=None), [FIRST]),
     ("manifest_matches_selection", empty_the_plan, None),
+    ("manifest_matches_selection", lambda run: run.take_twice(in_manifest=False), [SECOND]),
+    ("choices_match_selection", lambda run: run.change("choices", WEB, 0, query_id=7), [FIRST]),
 ]
 
 
@@ -143,10 +147,32 @@ def test_a_check_finds_what_is_less_plain(exported: Any, name: str, change: Any,
     assert list(frame.image_id) == found
 
 
+def test_a_multiset_passes_all_checks_and_a_missing_sample_is_found(exported: Any):
+    exported.take_twice()
+    connection = exported.connect()
+    assert run_checks(connection) == {}
+    composition = run_sql(connection, "composition").set_index("part")
+    assert (composition.num_samples["dogs"], composition.num_pictures["dogs"]) == (5, 4)
+    assert composition.share["dogs"] == pytest.approx(5 / 7)
+    assert run_sql(connection, "query_sets").set_index("query_set").num_final["dogs"] == 5
+    assert run_sql(connection, "pictures").image_id.is_unique
+    exported.write("manifest", 1, exported.read("manifest", 1)[:-1])
+    exported.change("retrieval", 2_000_000, 0, num_taken=6)
+    found = run_checks(exported.connect())
+    assert found == {"choices_match_retrieval": 1, "manifest_matches_selection": 1}
+
+
+def test_a_picture_that_was_taken_once_is_not_twice_in_the_manifest(exported: Any):
+    rows = exported.read("manifest", 1)
+    exported.write("manifest", 1, [*rows, rows[0] | {"key": "000000006"}])
+    assert run_checks(exported.connect()) == {"manifest_matches_selection": 1, "manifest_unique": 1}
+
+
 def test_an_empty_plan_of_an_empty_selection_is_no_problem(exported: Any):
     empty_the_plan(exported)
-    for part in (exported.run / "selection").glob("part-*.parquet"):
-        part.unlink()
+    for name in ("selection", "choices"):
+        for part in (exported.run / name).glob("part-*.parquet"):
+            part.unlink()
     assert len(run_sql(exported.connect(), "manifest_matches_selection")) == 0
 
 

@@ -79,6 +79,7 @@ def test_numbers_are_those_of_the_tables(small_run: Any):
     assert card["counts"] == {
         "num_lines": 12,
         "num_images": len(manifest),
+        "num_samples": len(manifest),
         "num_blurred": sum(row["blurred"] for row in manifest),
         "num_bytes": sum(row["size"] for row in manifest),
         "num_tars": len(shards),
@@ -202,6 +203,28 @@ def test_the_composition_is_laid_out_as_in_the_paper(small_run: Any):
     ]
 
 
+def test_a_multiset_tells_samples_beside_pictures(small_run: Any):
+    run = finish(small_run, select={"multiset": True})
+    made(small_run, "selection", config={"select.multiset": False})
+    with pytest.raises(ConfigError, match=r"made with select\.multiset False, recipe\.yaml says True; go on with"):
+        write_card(run)
+    made(small_run, "selection", config={"select.multiset": True})
+    small_run.take_twice()
+    card = write_card(run)
+    assert (card["counts"]["num_images"], card["counts"]["num_samples"]) == (6, 7)
+    dogs = card["composition"][1]
+    assert (dogs["num_taken"], dogs["num_unique"], dogs["num_final"]) == (5, 4, 5)
+    assert sum(row["share"] for row in card["composition"]) == pytest.approx(1)
+    assert [(step["stage"], step["num_left"]) for step in card["funnel"]][-2:] == [("set", 6), ("samples", 7)]
+    text = " ".join(format_card(card).split())
+    assert "6 pictures: 4 out of 12 lines" in text
+    assert "The set is a multiset: 7 samples, one for each time that a query set took a picture" in text
+    assert "In the set a picture is as often as query sets took it." in text
+    page = write_page(run).read_text()
+    assert "7 samples of 6 pictures from 12 lines" in page
+    assert '<td>dogs</td><td class="number">5</td><td class="number">4</td>' in page
+
+
 def test_a_cluster_set_tells_its_shortfall(small_run: Any):
     dogs = {**SOURCE, "mode": "cluster", "min_queries": 0, "per_cluster": 2_000, "cap": 1_500}
     run = finish(small_run, queries={"flowers": {**SOURCE, "mode": "as_is"}, "dogs": dogs})
@@ -257,7 +280,7 @@ def test_without_a_finished_run_it_is_one_line(small_run: Any, tmp_path: Path):
     finally:
         lease.release()
     small_run.change("selection", WEB, 0, keep=False, reason="not_retrieved")
-    with pytest.raises(ConfigError, match=r"check manifest_matches_selection found 1 rows; go on with lvd curate"):
+    with pytest.raises(ConfigError, match=r"check choices_match_selection found 1 rows; go on with lvd curate"):
         write_card(run)
     (small_run.run / "recipe.yaml").unlink()
     with pytest.raises(ConfigError, match=r"has lost its recipe\.yaml"):

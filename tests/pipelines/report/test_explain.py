@@ -101,6 +101,20 @@ def test_what_queries_asked_for(small_run: Any, connection: Any):
     assert "asked for   for dogs, cut by the cap, similarity 0.2500 to its centroid" in text
 
 
+def test_a_picture_that_was_taken_twice_tells_both(small_run: Any):
+    small_run.export(ExportConfig(samples_per_tar=4))
+    small_run.take_twice()
+    small_run.write("queries", 2_000_000, [*small_run.read("queries", 2_000_000), {"query_id": 2_000_000_000_001,
+        "query_set": "dogs", "mode": "sample", "k": 4, "cluster": 1}])  # fmt: skip
+    connection = small_run.connect()
+    text = explain(connection, str(SECOND))
+    at = text.index("for the set dogs, by query image 2000000000000 ")
+    assert "for the set dogs, by query image 2000000000001 " in text[at:]
+    assert text.count("tars/00000000") == 2
+    for query, num in ((2_000_000_000_000, 4), (2_000_000_000_001, 1)):
+        assert f"{num} retrieved, {num} of them in the set, {num} by this query" in explain(connection, str(query))
+
+
 def test_visits_and_redirects(small_run: Any):
     visit = {"image_id": FIRST, "attempt": 1, "http_status": 302, "outcome": "redirect", "url": "http://h0.test/a"}
     at = datetime.datetime(2024, 2, 28, 12, 30, tzinfo=datetime.UTC)
