@@ -100,6 +100,17 @@ class CurateRecipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _weights_leave_room(self) -> CurateRecipe:
+        weights = [query.weight for query in self.queries.values() if query.weight is not None]
+        if len(weights) < len(self.queries) and sum(weights) >= 1:
+            without = next(name for name, query in self.queries.items() if query.weight is None)
+            raise ValueError(
+                f"queries: weights add up to {sum(weights):g} and {without!r} has none; give a weight to every set, or "
+                "weights below 1 in all, so that the rest is left for the others"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _benchmarks_are_there(self) -> CurateRecipe:
         unknown = sorted(set(self.leakage.benchmarks or ()) - set(self.benchmarks))
         if unknown:

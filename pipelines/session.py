@@ -176,12 +176,12 @@ def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) 
         _say_before_work(recipe, stages, ledger, lines, say, dry_run=options.dry_run)
         if options.dry_run:
             return _outcome(Summary(), lines, started, ledger)
+        put_text(run, RECIPE, dump_recipe(recipe), scratch)  # also for what changes no table, as a weight does
         if not any(line.num_undone for line in lines):
             _remove_tars(run, stages)
             return _outcome(Summary(), lines, started, ledger)
         for text in describe_plan(lines):
             say(text)
-        put_text(run, RECIPE, dump_recipe(recipe), scratch)
         if recipe.sample_web is not None and any(line.num_undone for line in lines if line.stage in _BEFORE_FETCHED):
             recipe = stack.enter_context(_served(recipe))
         where = Where(

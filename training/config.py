@@ -255,6 +255,11 @@ class PartConfig(Config):
     column: str = Field(default="image", description="of parquet: bytes, or a struct with a field `bytes`")
     weight: float | None = Field(default=None, gt=0, description="share of samples; null: by number of pictures")
     split_by_part: bool = Field(default=False, description="of a run: each of its parts is a part of its own")
+    part_weights: dict[str, Annotated[float, Field(gt=0)]] | None = Field(
+        default=None,
+        description="of a run that is split: weights of its parts; null: those of its own recipe, "
+        "queries.NAME.weight; {}: none, so that they share by number of pictures",
+    )
     where: str | None = Field(default=None, description="of parquet with a column `split`: take this value only")
 
 

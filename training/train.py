@@ -97,7 +97,8 @@ class Stage:
         index = Index.open(self.resolved.data, cache=self.folder.parent / "index")
         step = checkpoints.latest()
         if step is not None:
-            index.check_same(checkpoints.progress(step)["data"])
+            progress = checkpoints.progress(step)
+            index.check_same(progress["data"], progress.get("shares"))
         if done.exists():
             facts = json.loads(done.read_text())
             self.say(f"{self.resolved.name}: done before, {facts['num_steps']:,} steps")
@@ -266,7 +267,8 @@ class Stage:
                 log.write(step, record)
                 self._say_progress(step, first, record, started)
                 if self._is_saved(step + 1):
-                    checkpoints.save(step + 1, training, {"seed": resolved.seed, "data": index.summary()})
+                    progress = {"seed": resolved.seed, "data": index.summary(), "shares": index.shares()}
+                    checkpoints.save(step + 1, training, progress)
         return record
 
     def _is_saved(self, step: int) -> bool:

@@ -20,7 +20,7 @@ def test_recipes_resolve_and_run_again_as_they_are(name, tmp_path):
     saved.write_text(dump_recipe(recipe))
     again = load_recipe(CurateRecipe, str(saved))
     assert again == recipe
-    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 28
+    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 29
 
 
 def test_a_balanced_set_runs_again_as_it_resolves(tmp_path):
@@ -41,6 +41,7 @@ def test_the_papers_recipe_names_the_27_rows_of_its_table():
     assert {(q.min_queries, q.per_cluster, q.cap) for q in clusters} == {(3, 10_000, 1_000_000)}
     assert (recipe.descriptor.duplicate_threshold, recipe.descriptor.leakage_threshold) == (0.6, 0.45)
     assert recipe.cluster.num_clusters == 100_000
+    assert recipe.select.multiset  # the total counts collisions
 
 
 def test_the_smoke_recipe_differs_from_the_papers_in_models_and_sizes_only():
@@ -49,6 +50,7 @@ def test_the_smoke_recipe_differs_from_the_papers_in_models_and_sizes_only():
         "shard_rows", "screen.blocked_hosts", "fetch.max_bytes", "fetch.timeout_s", "descriptor.name",
         "descriptor.duplicate_threshold", "descriptor.leakage_threshold", "edges.num_lists", "edges.fit_pictures",
         "edges.fit_shards", "edges.probes", "edges.reference_probes", "embed.name", "cluster.num_clusters",
+        "select.multiset",  # of a small pool every picture would be there many times
         "export.samples_per_tar",
     }  # fmt: skip
 
@@ -85,6 +87,8 @@ def test_a_base_lies_beneath_and_overrides_on_top(tmp_path):
             "hierarchy.levels=[{num_clusters: 17, sample_per_cluster: 1, resampling_steps: 0}]",
             "hierarchy.levels.0.num_clusters = 17: there are only 16 vectors",
         ),
+        ("queries.sample.weight=0", "key 'queries.sample.weight': got 0; input should be greater than 0"),
+        ("queries.sample.weight=1", "queries: weights add up to 1 and 'as_is' has none; give a weight to every set"),
         ("benchmarks.web={kind: folder, location: x}", "the name 'web' stands twice among sources"),
         ("leakage.benchmarks=[bench]", "leakage.benchmarks names 'bench'; benchmarks of the recipe: benchmark"),
         ("name=two words", "key 'name': got 'two words'"),

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from training.config import ConfigError, DataConfig, PartConfig
+from training.config import ConfigError, DataConfig
 from training.data.kinds.shard import Shard, Source
-from training.data.sources import open_source
+from training.data.sources import open_source, weights_of_parts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class Index:
     """The parts of a set, and what identifies its content.
 
     A part named ``web`` of kind run with ``split_by_part`` comes as parts ``web.NAME``, which share its weight by
-    their number of pictures.
+    weights of their own, if they have any, else by their number of pictures.
     """
 
     def __init__(self, parts: tuple[Part, ...]) -> None:
@@ -68,11 +68,15 @@ class Index:
             name: {sub: sum(shard.num_samples for shard in source.shards) for sub, source in sources.items()}
             for name, sources in opened.items()
         }
-        shares = shares_of(config.parts, {name: sum(count.values()) for name, count in counts.items()})
+        weights = {name: part.weight for name, part in config.parts.items()}
+        totals = {name: sum(count.values()) for name, count in counts.items()}
+        shares = shares_of(weights, totals, key="data.parts")
         parts = []
         for name, sources in opened.items():
+            inner = weights_of_parts(config.parts[name], sources)
+            inner_shares = shares_of(inner, counts[name], key=f"data.parts.{name}.part_weights")
             for sub, source in sources.items():
-                share = shares[name] * Fraction(counts[name][sub], sum(counts[name].values()))
+                share = shares[name] * inner_shares[sub]
                 parts.append(Part(name=f"{name}.{sub}" if sub else name, share=share, source=source))
         return cls(tuple(sorted(parts, key=lambda part: part.name)))
 
@@ -93,6 +97,10 @@ class Index:
             for part in self.parts
         }
 
+    def shares(self) -> dict[str, str]:
+        """Share of each part in all samples, exact: beside ``summary`` it fixes the order of the stream."""
+        return {part.name: str(part.share) for part in self.parts}
+
     @cached_property
     def digest(self) -> str:
         """sha256 of the summary, hex."""
@@ -111,11 +119,11 @@ class Index:
                 return f"part {name!r}: {difference}"
         return None
 
-    def check_same(self, other: Mapping[str, Any]) -> None:
-        """Refuse another set than the one that ``other`` is the summary of.
+    def check_same(self, other: Mapping[str, Any], shares: Mapping[str, str] | None = None) -> None:
+        """Refuse another set than the one that ``other`` is the summary of, and other shares than ``shares``, if known.
 
         Raises:
-            ConfigError: it names the first shard that differs.
+            ConfigError: it names the first shard, or else the first part, that differs.
         """
         difference = self.difference(other)
         if difference:
@@ -123,6 +131,14 @@ class Index:
                 f"the data is not what the run began with, so its order is lost: {difference}; "
                 "put it back, or start a new run (init.source takes the weights)"
             )
+        for part in self.parts:
+            before = part.share if shares is None else Fraction(shares[part.name])
+            if part.share != before:
+                raise ConfigError(
+                    f"part {part.name!r} is {float(part.share):.4g} of all samples, and the run began with "
+                    f"{float(before):.4g}: a weight changed; set it back (data.parts, or queries.NAME.weight where the "
+                    "set was made), or start a new run"
+                )
 
     def verify(self) -> list[str]:
         """Read all files and hold them against the digests that are known: what does not hold, one line each."""
@@ -143,26 +159,31 @@ def _difference(mine: list[list[Any]], others: list[list[Any]]) -> str | None:
     return None if [row[0] for row in mine] == [row[0] for row in others] else "its shards have another order"
 
 
-def shares_of(parts: Mapping[str, PartConfig], counts: Mapping[str, int]) -> dict[str, Fraction]:
+def shares_of(weights: Mapping[str, float | None], counts: Mapping[str, int], *, key: str) -> dict[str, Fraction]:
     """Share of each part in all samples.
 
     Without any weight, by number of pictures. All with weights: in proportion to them. Where some have one, weights
     are shares of 1, and the others divide what is left by their number of pictures.
 
+    Args:
+        weights: of the parts, None where one has none.
+        counts: pictures of each part.
+        key: of the recipe, for messages.
+
     Raises:
         ConfigError: some have no weight, and nothing is left for them.
     """
-    weights = {name: Fraction(part.weight) for name, part in parts.items() if part.weight is not None}
-    total = sum(weights.values(), Fraction(0))
-    if len(weights) == len(parts):
-        return {name: weight / total for name, weight in weights.items()}
+    given = {name: Fraction(weight) for name, weight in weights.items() if weight is not None}
+    total = sum(given.values(), Fraction(0))
+    if len(given) == len(weights):
+        return {name: weight / total for name, weight in given.items()}
     if total >= 1:
-        without = sorted(set(parts) - set(weights))
+        without = sorted(set(weights) - set(given))
         raise ConfigError(
-            f"data.parts: weights add up to {float(total):g} and {without[0]!r} has none; "
+            f"{key}: weights add up to {float(total):g} and {without[0]!r} has none; "
             "give a weight to every part, or weights below 1 in all, so that the rest is left for the others"
         )
-    num_others = sum(count for name, count in counts.items() if name not in weights)
+    num_others = sum(count for name, count in counts.items() if name not in given)
     return {
-        name: weights[name] if name in weights else (1 - total) * Fraction(counts[name], num_others) for name in parts
+        name: given[name] if name in given else (1 - total) * Fraction(counts[name], num_others) for name in weights
     }

@@ -13,7 +13,7 @@ that needs it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy as np
 from training.config import ConfigError, PartConfig
 from training.data.kinds.folder import FolderSource
 from training.data.kinds.parquet import ParquetSource
-from training.data.kinds.run import open_run
+from training.data.kinds.run import open_run, weights_of_run
 from training.data.kinds.shard import Source
 from training.data.kinds.tars import TarSource
 
@@ -43,6 +43,8 @@ def open_source(part: PartConfig, *, cache: Path | None = None) -> dict[str, Sou
         raise ConfigError(f"{part.location}: `where` is for parquet, not for {part.kind}")
     if part.split_by_part and part.kind != "run":
         raise ConfigError(f"{part.location}: `split_by_part` is for a run, not for {part.kind}")
+    if part.part_weights is not None and not part.split_by_part:
+        raise ConfigError(f"{part.location}: `part_weights` are of the parts of a run; set `split_by_part` too")
     if part.kind == "run":
         sources: dict[str, Source] = dict(open_run(part.location, split=part.split_by_part))
     elif part.kind == "tars":
@@ -55,6 +57,22 @@ def open_source(part: PartConfig, *, cache: Path | None = None) -> dict[str, Sou
         if not source.shards:
             raise ConfigError("; ".join([f"{part.location}: no picture in it", *source.notes[:1]]))
     return sources
+
+
+def weights_of_parts(part: PartConfig, names: Collection[str]) -> dict[str, float | None]:
+    """Weight of each of the sources of ``open_source``, None where nobody gives it one.
+
+    Raises:
+        ConfigError: the recipe weights a part that the run does not have, or the run's own recipe cannot be read.
+    """
+    if not part.split_by_part:
+        return dict.fromkeys(names)
+    given = part.part_weights
+    unknown = sorted(set(given or ()) - set(names))
+    if unknown:
+        raise ConfigError(f"{part.location}: part_weights names {unknown[0]!r}; it has: {', '.join(sorted(names))}")
+    weights = weights_of_run(part.location) if given is None else given
+    return {name: weights.get(name) for name in names}
 
 
 def pictures(

@@ -210,6 +210,61 @@ def test_a_run_is_read_whole_or_by_its_parts(tmp_path: Path):
     assert index.verify() == []
 
 
+def weigh(root: Path, text: str) -> None:
+    (root / "recipe.yaml").write_text(text)
+
+
+def shares_by_part(part: PartConfig) -> dict[str, float]:
+    return {found.name: float(found.share) for found in index_of(lvd=part).parts}
+
+
+def test_parts_of_a_run_have_the_weights_of_its_own_recipe(tmp_path: Path):
+    part = PartConfig(kind="run", location=str(write_run(tmp_path, RUN)), split_by_part=True)
+    by_number = {"lvd.flowers": pytest.approx(1 / 3), "lvd.web": pytest.approx(2 / 3)}
+    assert shares_by_part(part) == by_number
+    weigh(tmp_path, "name: x\nqueries:\n  flowers: {mode: as_is, weight: 0.75}\n  web: {}\n  empty: {weight: 0.2}\n")
+    assert shares_by_part(part) == {"lvd.flowers": 0.75, "lvd.web": 0.25}
+    weigh(tmp_path, "queries: {flowers: {weight: 1}, web: {weight: 3}}\n")
+    assert shares_by_part(part) == {"lvd.flowers": 0.25, "lvd.web": 0.75}
+    assert shares_by_part(part.model_copy(update={"split_by_part": False})) == {"lvd": 1}
+    assert shares_by_part(part.model_copy(update={"part_weights": {}})) == by_number
+    assert shares_by_part(part.model_copy(update={"part_weights": {"web": 0.5}})) == {
+        "lvd.flowers": 0.5,
+        "lvd.web": 0.5,
+    }
+    weigh(tmp_path, "queries: {}\n")
+    assert shares_by_part(part) == by_number
+
+
+def test_weights_of_parts_that_cannot_be_used_are_refused(tmp_path: Path):
+    part = PartConfig(kind="run", location=str(write_run(tmp_path, RUN)), split_by_part=True)
+    for text in ("- a list\n", "queries: {web: 3}\n", "queries: {web: {weight: much}}\n", "{", "queries: [web]\n"):
+        weigh(tmp_path, text)
+        with pytest.raises(ConfigError, match=r"recipe\.yaml: is no recipe of `lvd curate`"):
+            index_of(lvd=part)
+    weigh(tmp_path, "queries: {web: {weight: 1.5}}\n")
+    with pytest.raises(
+        ConfigError, match=r"data\.parts\.lvd\.part_weights: weights add up to 1\.5 and 'flowers' has none"
+    ):
+        index_of(lvd=part)
+    with pytest.raises(ConfigError, match="part_weights names 'dogs'; it has: flowers, web"):
+        index_of(lvd=part.model_copy(update={"part_weights": {"dogs": 1.0}}))
+    with pytest.raises(ConfigError, match="set `split_by_part` too"):
+        index_of(lvd=part.model_copy(update={"part_weights": {"web": 1.0}, "split_by_part": False}))
+
+
+def test_weights_that_changed_behind_a_training_run_are_refused(tmp_path: Path):
+    part = PartConfig(kind="run", location=str(write_run(tmp_path, RUN)), split_by_part=True)
+    before = index_of(lvd=part)
+    index_of(lvd=part).check_same(before.summary(), before.shares())
+    weigh(tmp_path, "queries: {flowers: {weight: 0.5}}\n")
+    index_of(lvd=part).check_same(before.summary())  # a checkpoint that does not say
+    with pytest.raises(
+        ConfigError, match=r"part 'lvd\.flowers' is 0\.5 of all samples, and the run began with 0\.3333"
+    ):
+        index_of(lvd=part).check_same(before.summary(), before.shares())
+
+
 def test_a_run_whose_files_are_not_those_it_lists_is_refused(tmp_path: Path):
     root = write_run(tmp_path / "run", RUN)
     part = PartConfig(kind="run", location=str(root))

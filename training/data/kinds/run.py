@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import yaml
 
 from training.config import ConfigError
-from training.data.files import open_file, read_range, size_of
+from training.data.files import open_file, read_file, read_range, size_of
 from training.data.kinds.parquet import read_parquet
 from training.data.kinds.shard import OPEN_THREADS, Shard, as_label
 
@@ -73,6 +74,22 @@ def open_run(location: str, *, split: bool) -> dict[str, RunSource]:
         )
         for name in names
     }
+
+
+def weights_of_run(location: str) -> dict[str, float]:
+    """Weights that a run's own recipe gives to its parts, as far as it does; a run without its recipe has none.
+
+    Raises:
+        ConfigError: the recipe cannot be read.
+    """
+    path = f"{location.rstrip('/')}/recipe.yaml"
+    try:
+        queries = (yaml.safe_load(read_file(path)) or {}).get("queries") or {}
+        return {name: float(told["weight"]) for name, told in queries.items() if told.get("weight") is not None}
+    except FileNotFoundError:
+        return {}
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError):
+        raise ConfigError(f"{path}: is no recipe of `lvd curate`; run it again, or give part_weights") from None
 
 
 def _manifest_path(root: str, shard: Shard) -> str:
