@@ -6,6 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from training.config import DataConfig, PartConfig
+from training.data.index import Index
+
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 VECTORS = ("pool/descriptors", "pool/embeddings")
@@ -110,6 +113,7 @@ def test_a_changed_embedder_redoes_embed_and_what_follows(lab, undisturbed, tmp_
         "quotas",
         "candidates",
         "neighbours",
+        "offers",
         "selection",
         "export",
     }
@@ -120,6 +124,15 @@ def test_a_changed_embedder_redoes_embed_and_what_follows(lab, undisturbed, tmp_
     again = lab.curate(folder)
     assert "embed" not in stages(again)
     assert lab.contents(folder) == lab.contents(undisturbed)
+
+
+def test_a_weight_touches_no_table_and_reaches_the_trainer(lab, undisturbed, tmp_path):
+    folder = lab.copy(undisturbed, tmp_path / "weighed")
+    assert lab.curate(folder, "queries.sample.weight=0.75").summary.num_jobs == 0
+    part = PartConfig(kind="run", location=f"{folder}/run", split_by_part=True)
+    shares = {one.name: float(one.share) for one in Index.open(DataConfig(parts={"lvd": part})).parts}
+    assert shares["lvd.sample"] == 0.75
+    assert sum(shares.values()) == pytest.approx(1)
 
 
 def test_a_second_recipe_on_the_same_pool_fetches_and_looks_at_nothing(lab, undisturbed, tmp_path):
