@@ -32,7 +32,7 @@ from training.config import ConfigError
 
 _BESIDE = ".beside"  # folder for what is being written; emptied by the next driver
 _LEASE = "lease.json"
-_ROW_GROUP_ROWS, _ROW_GROUP_BYTES = 65_536, 64 << 20  # in memory; fewer rows where they are long
+_ROW_GROUP_BYTES = 64 << 20  # in memory; a group holds fewer rows where they are long
 HEARTBEAT_S = 10.0
 STALE_AFTER_S = 60.0
 
@@ -282,14 +282,21 @@ class Footer:
 
 
 def write_part(
-    table: pa.Table, path: Path, *, stage: str, version: int, fingerprint: str, inputs: dict[str, Any]
+    table: pa.Table,
+    path: Path,
+    *,
+    stage: str,
+    version: int,
+    fingerprint: str,
+    inputs: dict[str, Any],
+    row_group_rows: int = 65_536,
 ) -> Footer:
     """Write one part as a local file: the same bytes for the same rows and the same origin."""
     # A table that was read from a part carries that part's origin along; what it holds is the same without.
     table = table.combine_chunks().replace_schema_metadata(None)
     with pa.OSFile(str(path), "wb") as sink, pq.ParquetWriter(sink, table.schema, compression="zstd") as writer:
         fitting = _ROW_GROUP_BYTES * table.num_rows // max(1, table.nbytes)
-        writer.write_table(table, row_group_size=max(1, min(_ROW_GROUP_ROWS, fitting)) if table.num_rows else None)
+        writer.write_table(table, row_group_size=max(1, min(row_group_rows, fitting)) if table.num_rows else None)
         digest = hashlib.sha256(f"{table.schema.to_string(show_field_metadata=False)}\n{table.num_rows}\n".encode())
         num_bytes = sink.tell()
         with path.open("rb") as file:

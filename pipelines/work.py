@@ -350,6 +350,7 @@ def _commit(table: pa.Table, part: Part, job: Job, where: Where, scratch: Path) 
         version=origin.version,
         fingerprint=origin.fingerprint,
         inputs=origin.inputs,
+        row_group_rows=TABLES[table_of(part)].row_group_rows,
     )
     stored = store.create(part.path, path) if tag is None else store.replace(part.path, path, tag)
     if not stored:

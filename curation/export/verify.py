@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curation.export.export import LINEAGE
+from curation.export.objects import parts_of
 from curation.schema import Part
 from curation.store import Store, read_part
 from training.data.pixels import DecodeError, decode
@@ -25,8 +27,8 @@ def verify(run: Store) -> tuple[list[str], int]:
 
     What must hold: each tar has the digest and size that ``shards`` says; its members are the samples of its part of
     ``manifest``, picture then json, keys sorted and without a gap over all tars; each json is the lineage that
-    the manifest tells; pictures that were not blurred have their sha256; all decode; no image is there twice; no tar
-    lies in ``tars/`` that no table names.
+    the manifest tells; pictures that were not blurred have their sha256; all decode; no image is there more often than
+    it was chosen; no tar lies in ``tars/`` that no table names.
 
     Args:
         run: store of the run.
@@ -47,12 +49,27 @@ def verify(run: Store) -> tuple[list[str], int]:
         num_before = sum(len(some) for some in ids[:-1])
         problems += _verify_tar(run, shard, manifest, num_before)
     found = np.concatenate(ids)
-    unique, counts = np.unique(found, return_counts=True)
-    problems += [f"image {image}: in the set {n} times" for image, n in zip(unique, counts, strict=True) if n > 1]
+    problems += _too_often(run, found)
     problems += [f"{path}: no table names it" for path in run.list("tars") if path not in {s["tar"] for s in shards}]
     named = {Part("run", "manifest", tar).path for tar in range(len(shards))}
     problems += [f"{path}: of no tar in shards" for path in run.list("manifest") if path not in named]
     return problems, len(found)
+
+
+def _too_often(run: Store, image_ids: np.ndarray) -> list[str]:
+    """Pictures that are in the set more often than they were chosen; ``choices`` tells where a picture was twice."""
+    unique, counts = np.unique(image_ids, return_counts=True)
+    times = dict(zip(unique[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True))
+    chosen = dict.fromkeys(times, 0)
+    for part in parts_of(run, "choices") if times else ():
+        ids = read_part(run, part, ["image_id"])["image_id"]
+        for image_id in ids.filter(pc.is_in(ids, value_set=pa.array(list(times), pa.int64()))).to_pylist():
+            chosen[image_id] += 1
+    return [
+        f"image {image_id}: in the set {num} times, chosen {chosen[image_id]}"
+        for image_id, num in times.items()
+        if num > max(1, chosen[image_id])
+    ]
 
 
 def _verify_tar(run: Store, shard: Mapping[str, Any], manifest: pa.Table, num_before: int) -> list[str]:

@@ -121,7 +121,7 @@ def block(run: Any) -> None:
 
 def empty_the_plan(run: Any) -> None:
     """The plan holds nothing, and so does the manifest."""
-    for name, num_parts in (("export_plan", 1), ("manifest", 2), ("shards", 1)):
+    for name, num_parts in (("export_rows", 1), ("export_plan", 1), ("manifest", 2), ("tar_digests", 1), ("shards", 1)):
         for part in range(num_parts):
             run.write(name, part, [])
 
