@@ -25,8 +25,8 @@ def verify(run: Store) -> tuple[list[str], int]:
 
     What must hold: each tar has the digest and size that ``shards`` says; its members are the samples of its part of
     ``manifest``, picture then json, keys sorted and without a gap over all tars; each json is the lineage that
-    the manifest tells; pictures that were not blurred have their sha256; all decode; no image is there twice; no tar
-    lies in ``tars/`` that no table names.
+    the manifest tells; pictures that were not blurred have their sha256; all decode; no image is there more often
+    than ``choices`` says; no tar lies in ``tars/`` that no table names.
 
     Args:
         run: store of the run.
@@ -47,12 +47,23 @@ def verify(run: Store) -> tuple[list[str], int]:
         num_before = sum(len(some) for some in ids[:-1])
         problems += _verify_tar(run, shard, manifest, num_before)
     found = np.concatenate(ids)
-    unique, counts = np.unique(found, return_counts=True)
-    problems += [f"image {image}: in the set {n} times" for image, n in zip(unique, counts, strict=True) if n > 1]
+    problems += _too_often(run, found)
     problems += [f"{path}: no table names it" for path in run.list("tars") if path not in {s["tar"] for s in shards}]
     named = {Part("run", "manifest", tar).path for tar in range(len(shards))}
     problems += [f"{path}: of no tar in shards" for path in run.list("manifest") if path not in named]
     return problems, len(found)
+
+
+def _too_often(run: Store, found: np.ndarray) -> list[str]:
+    """Pictures that are in the tars more often than they were chosen; one that nobody chose counts as chosen once."""
+    unique, counts = np.unique(found, return_counts=True)
+    paths = [path for path in run.list("choices") if path.endswith(".parquet")]
+    parts = [read_part(run, Part("run", "choices", int(path[-17:-8])), ["image_id"]) for path in paths]
+    chosen = np.concatenate([np.empty(0, np.int64), *(part["image_id"].to_numpy() for part in parts)])
+    chosen.sort()
+    most = np.maximum(np.searchsorted(chosen, unique, "right") - np.searchsorted(chosen, unique), 1)
+    many = np.flatnonzero(counts > most)
+    return [f"image {unique[at]}: in the set {counts[at]} times, chosen {most[at]}" for at in many]
 
 
 def _verify_tar(run: Store, shard: Mapping[str, Any], manifest: pa.Table, num_before: int) -> list[str]:
