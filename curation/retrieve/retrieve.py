@@ -1,7 +1,8 @@
 """Retrieval: what all its stages share, and the first of them, the queries with the clusters that they look into.
 
 The stages in order: ``queries``; ``quotas``, how many pictures of which cluster (modes cluster and balanced);
-``candidates``, what groups of shards of the pool offer each set; ``neighbours``, the best of them.
+``candidates``, what groups of shards of the pool offer each set; ``neighbours``, the best of them; ``offers``, the same
+by picture.
 """
 
 from __future__ import annotations
@@ -92,7 +93,7 @@ def groups_of(pool: Sequence[int]) -> list[list[int]]:
 
 
 class SetsStage(GlobalStage):
-    """A stage whose tasks are cut by query set. Each task holds what its set asks for, so the stage reads no more."""
+    """A stage over the query sets. Each task holds what it needs to know of them, so the stage reads no more."""
 
     section = "retrieve"
     config: RetrieveConfig

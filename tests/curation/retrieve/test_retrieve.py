@@ -97,6 +97,15 @@ def in_any_order(made, name: str) -> list[dict]:
     return sorted(rows, key=lambda row: [str(value) for value in row.values()]) if name == "neighbours" else rows
 
 
+def test_neighbours_stand_by_picture_with_the_label_of_their_query(made):
+    made.run()
+    for table in made.parts("neighbours").values():
+        ids = table["image_id"].to_pylist()
+        assert ids == sorted(ids)
+        for row in table.to_pylist():
+            assert row["query_label"] == (None if row["query_id"] is None else f"class {row['query_id'] % 3}")
+
+
 def test_groups_and_blocks_of_tasks_do_not_change_what_is_found(made, monkeypatch):
     made.run()
     tables = ("neighbours", "retrieval", "offers", "selection", "choices")
