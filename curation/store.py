@@ -11,6 +11,7 @@ sha256 of the encoded columns, the schema and the number of rows, so that it is 
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import socket
@@ -183,12 +184,6 @@ class S3Store:
         import obstore
 
         return bytes(obstore.get_range(self._client, path, start=offset, length=size)) if size else b""
-
-    def open(self, path: str) -> Any:
-        """The object as a file that fetches only what is read of it."""
-        import obstore
-
-        return pa.PythonFile(obstore.open_reader(self._client, path), mode="r")
 
     def tag(self, path: str) -> str | None:  # noqa: D102
         import obstore
@@ -388,9 +383,35 @@ def _may_hold(column: Any, first: int, end: int) -> bool:
 
 def _parquet_file(store: Store, part: Part) -> Any:
     """A part of which only some bytes will be read."""
-    if isinstance(store, S3Store):
-        return pq.ParquetFile(store.open(part.path))
-    return pq.ParquetFile(_parquet_source(store, part))
+    source = store.path / part.path if isinstance(store, LocalStore) else pa.PythonFile(_RangeFile(store, part.path))
+    return pq.ParquetFile(source)
+
+
+class _RangeFile(io.RawIOBase):
+    """An object as a file: each read asks the store for its range and no more."""
+
+    def __init__(self, store: Store, path: str) -> None:
+        super().__init__()
+        self._store, self._path, self._size, self._at = store, path, store.size(path), 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self._at)
+        data = self._store.read_range(self._path, self._at, left if size is None or size < 0 else min(size, left))
+        self._at += len(data)
+        return data
 
 
 def _parquet_source(store: Store, part: Part) -> Any:

@@ -157,6 +157,28 @@ def test_a_range_is_the_rows_of_the_part_that_lie_in_it(tmp_path, within):
     assert read_part(store, part, ["name"], within=("image_id", *within)).equals(inside.select(["name"]))
 
 
+def test_a_range_of_an_object_asks_for_little_of_it(tmp_path):
+    store = Remote(str(tmp_path / "root"))
+    part, table = sorted_part(store, tmp_path)
+    assert read_part(store, part, ["name"], within=("image_id", 10, 30)).equals(table.slice(5, 10).select(["name"]))
+    assert sum(store.asked) < store.size(part.path) / 2
+
+
+class Remote:
+    """A store that is no folder to whoever reads it, and counts the bytes that it is asked for."""
+
+    def __init__(self, location: str) -> None:
+        self._store = LocalStore(location)
+        self.asked: list[int] = []
+
+    def __getattr__(self, name):
+        return getattr(self._store, name)
+
+    def read_range(self, path, offset, size):
+        self.asked.append(size)
+        return self._store.read_range(path, offset, size)
+
+
 def test_a_range_reads_only_the_row_groups_that_may_hold_it(tmp_path, monkeypatch):
     store = LocalStore(str(tmp_path / "root"))
     part, _ = sorted_part(store, tmp_path)
