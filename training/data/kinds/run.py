@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-import pyarrow as pa
+import numpy as np
 import pyarrow.compute as pc
 import yaml
 
@@ -23,11 +23,12 @@ class RunRows:
 
     path: str
     keys: Sequence[str]
-    table: pa.Table  # offset, size
+    offsets: np.ndarray  # int64 [n]
+    sizes: np.ndarray  # int64 [n]
     manifest: str
 
     def read(self, row: int) -> bytes:  # noqa: D102 - see Rows
-        return read_range(self.path, self.table["offset"][row].as_py(), self.table["size"][row].as_py())
+        return read_range(self.path, int(self.offsets[row]), int(self.sizes[row]))
 
     def labels(self, name: str) -> list[str | None]:  # noqa: D102
         table = read_parquet(self.manifest)
@@ -131,7 +132,13 @@ class RunSource:
             table = table.filter(pc.equal(table["part"], self._only))
         if len(table) != shard.num_samples:
             raise ConfigError(f"{path}: {len(table):,} pictures, at the start it held {shard.num_samples:,}")
-        return RunRows(path=shard.path, keys=table["key"].to_pylist(), table=table.combine_chunks(), manifest=path)
+        return RunRows(
+            path=shard.path,
+            keys=table["key"].to_pylist(),
+            offsets=table["offset"].to_numpy(),
+            sizes=table["size"].to_numpy(),
+            manifest=path,
+        )
 
     def verify(self) -> list[str]:  # noqa: D102
         problems = []
