@@ -273,7 +273,7 @@ def main() -> int:
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"numbers in {options.json}")
     for name, (ratio, goal) in results.items():
-        print(f"tars {name} ratio {ratio:.2f} goal {goal} {'ok' if ratio >= goal else 'MISSED'}")
+        print(f"tars {name} ratio {ratio:.2f} goal {goal} {'ok' if ratio >= goal else 'short'}")
     return 0 if all(ratio >= goal for ratio, goal in results.values()) else 1
 
 
