@@ -21,7 +21,8 @@ from curation.schema import ROWS_PER_SHARD_LIMIT, TABLES
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
 from training.config import ConfigError
 
-_PIECE_ROWS = 1 << 17  # pictures of a piece, ...
+_AT_ONCE = 1 << 17  # pictures of a sample that is one task: 100 MB where a vector has 384 numbers
+_PIECE_ROWS = 1 << 17  # pictures of a piece of a larger one, ...
 _PIECE_ROWS_PER_CLUSTER = 16  # ... or so many for each cluster, that the sums are not longer than what they sum
 _SPARE_BYTES = 1 << 28  # of a task, for one shard of vectors and a block of similarities
 
@@ -67,8 +68,19 @@ def vectors_of_shards(io: TaskIO, ids: np.ndarray) -> Iterator[np.ndarray]:
         yield np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float16).reshape(len(column), -1)
 
 
-def _all_vectors(io: TaskIO, ids: np.ndarray) -> np.ndarray:
-    return np.concatenate(list(vectors_of_shards(io, ids)))
+def _all_vectors(io: TaskIO, ids: np.ndarray, dim: int) -> np.ndarray:
+    """All of them at once, float16 [N, D]."""
+    held, num = np.empty((len(ids), dim), np.float16), 0
+    for vectors in vectors_of_shards(io, ids):
+        held[num : num + len(vectors)] = vectors
+        num += len(vectors)
+    return held[:num]
+
+
+def _dim(io: TaskIO, ids: np.ndarray) -> int:
+    """Length of the embeddings."""
+    part = io.part("embeddings", int(ids[0]) // ROWS_PER_SHARD_LIMIT)
+    return int(io.read(part, ["vector"], within=("image_id", 0, 0)).schema.field("vector").type.list_size)
 
 
 def _centroid_table(centroids: np.ndarray) -> pa.Table:
@@ -95,7 +107,8 @@ def fit_at_once(
     io: TaskIO, *, shards: list[int], sample: int, num_clusters: int, iterations: int, seed: int
 ) -> pa.Table:
     """The table ``fit_kmeans`` from the embeddings of a few shards."""
-    vectors = _all_vectors(io, sampled(io, shards, sample))
+    ids = sampled(io, shards, sample)
+    vectors = _all_vectors(io, ids, _dim(io, ids))
     made = kmeans.fit(vectors, num_clusters=num_clusters, iterations=iterations, seed=seed, device=io.device)
     return _centroid_table(made)
 
@@ -135,17 +148,12 @@ def _sums_table(cluster: np.ndarray, num: np.ndarray, vectors: np.ndarray) -> pa
     return pa.table(columns, schema=TABLES["kmeans_sums"].schema)
 
 
-def _dim(io: TaskIO, ids: np.ndarray) -> int:
-    """Length of the embeddings."""
-    part = io.part("embeddings", int(ids[0]) // ROWS_PER_SHARD_LIMIT)
-    return int(io.read(part, ["vector"], within=("image_id", 0, 0)).schema.field("vector").type.list_size)
-
-
 def starts_of_piece(io: TaskIO, *, piece: int, first: int, num_sampled: int, num_clusters: int, seed: int) -> pa.Table:
     """Those vectors of a piece among which the start is drawn, in the form of sums; ``first`` is its first place."""
     ids = _piece(io, piece)
-    rows = kmeans.start_rows(num_sampled, num_clusters=num_clusters, dim=_dim(io, ids), seed=seed)
-    vectors = _all_vectors(io, ids[rows[(rows >= first) & (rows < first + len(ids))] - first])
+    dim = _dim(io, ids)
+    rows = kmeans.start_rows(num_sampled, num_clusters=num_clusters, dim=dim, seed=seed)
+    vectors = _all_vectors(io, ids[rows[(rows >= first) & (rows < first + len(ids))] - first], dim)
     return _sums_table(np.arange(len(vectors)), np.ones(len(vectors)), vectors)
 
 
@@ -229,7 +237,7 @@ class FitKmeans(GlobalStage):
         reads = tuple(context.part("embeddings", shard) for shard in shards)
         made = context.part("fit_kmeans", 0)
         sample: dict[str, Any] = {"shards": shards, "sample": self.config.sample}
-        if num_rows <= piece_rows(self.config.num_clusters):
+        if num_rows <= _AT_ONCE:
             args = {**self.config.fingerprint_values(), **sample}
             map([Task(function=fit_at_once, args=args, reads=reads, writes=made, once=True)])
             return

@@ -37,6 +37,7 @@ import psutil
 import pyarrow as pa
 
 from curation.export.export import Export
+from curation.represent import loops  # noqa: F401 - so that Numba counts among the libraries
 from curation.schema import TABLES, Part, Role, first_shard, image_ids, vector_schema
 from curation.store import open_store, write_part
 from pipelines.curate import CurateRecipe, build_stages
@@ -129,10 +130,14 @@ class Peak:
         while not self._stop.wait(0.005):
             self.most = max(self.most, self._process.memory_info().rss)
 
-    def close(self) -> int:
+    def take(self) -> int:
+        """The largest since it was last taken."""
+        most, self.most = self.most, self._process.memory_info().rss
+        return most - self.before
+
+    def close(self) -> None:
         self._stop.set()
         self._thread.join()
-        return self.most - self.before
 
 
 def run_one(folder: Path, num: int, memory_mb: int) -> dict[str, Any]:
@@ -171,15 +176,22 @@ def run_one(folder: Path, num: int, memory_mb: int) -> dict[str, Any]:
         memory_bytes=memory_mb * 1_000_000,
     )
     started, peak = time.perf_counter(), Peak()
-    summary = Driver(ledger, stages, lambda: InlineExecutor(where), lambda line: None).run()
-    seconds, more = time.perf_counter() - started, peak.close()
+    peaks: dict[str, int] = {}
+
+    def say(line: str) -> None:
+        if (stage := line.split(maxsplit=1)[0]) in {one.name for one in stages} and "CPU s" in line:
+            peaks[stage] = peak.take()
+
+    summary = Driver(ledger, stages, lambda: InlineExecutor(where), say).run()
+    seconds = time.perf_counter() - started
+    peak.close()
     return {
         "cpu_s": {name: cost.cpu_s for name, cost in summary.costs.items()},
         "jobs": {name: cost.num_jobs for name, cost in summary.costs.items()},
         "samples": sum(ledger.num_rows(part) for part in ledger.parts("export_plan")),
         "seconds": seconds,
-        "peak_bytes": more,
-        "peak_with_libraries_bytes": peak.most,
+        "peak_bytes": peaks,
+        "libraries_bytes": peak.before,
     }
 
 
@@ -222,8 +234,11 @@ def report(found: dict[int, list[dict[str, Any]]], options: argparse.Namespace) 
         for size, by_stage in cost.items()
     }
     print(f"{'all but the fits':<24}" + "".join(f"{total[size]:12.2f}" for size in options.sizes))
-    peaks = {size: max(one["peak_bytes"] for one in runs) for size, runs in found.items()}
-    print(f"{'peak MB over libraries':<24}" + "".join(f"{peaks[size] / 1e6:12.0f}" for size in options.sizes))
+    peaks = {size: max(max(one["peak_bytes"].values()) for one in runs) for size, runs in found.items()}
+    print("peak MB over libraries")
+    for stage in stages:
+        most = (max(one["peak_bytes"].get(stage, 0) for one in found[size]) / 1e6 for size in options.sizes)
+        print(f"{stage:<24}" + "".join(f"{one:12.0f}" for one in most))
     print(f"{'samples':<24}" + "".join(f"{found[size][0]['samples']:12,}" for size in options.sizes))
     ratio, worst = total[options.sizes[-1]] / total[options.sizes[0]], max(peaks.values()) / 1e6
     told = {
