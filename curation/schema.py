@@ -593,6 +593,7 @@ _TABLES = (
             ("similarity", pa.float32(), "cosine to the query; to the centroid in modes cluster and balanced"),
             ("cluster", pa.int32(), "cluster of the picture"),
         ),
+        row_group_rows=4096,  # offers reads it by ranges of image_id
     ),
     Table(
         name="retrieval",

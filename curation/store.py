@@ -323,7 +323,7 @@ def read_footer(store: Store, part: Part) -> Footer | None:
     if not store.exists(part.path):
         return None
     try:
-        metadata = pq.read_metadata(_parquet_source(store, part))
+        metadata = pq.read_metadata(_ranged_source(store, part))
     except pa.ArrowInvalid as error:
         raise ConfigError(f"{store.location}/{part.path} is damaged ({error}); remove it, it is made again") from None
     values = {key.decode(): value.decode() for key, value in (metadata.metadata or {}).items()}
@@ -354,12 +354,14 @@ def read_part(
         within: only rows whose value of a column without nulls is in a range. Row groups that hold none of them are not
             read, so that a small range of a part that is sorted by the column costs little, however long the part.
     """
+    if within is None and columns is None:
+        return pq.ParquetFile(_whole_source(store, part)).read()
     if within is None:
-        table = pq.ParquetFile(_parquet_source(store, part)).read(columns=None if columns is None else list(columns))
-        return table.select(columns) if columns is not None else table
+        assert columns is not None
+        return pq.ParquetFile(_ranged_source(store, part)).read(columns=list(columns)).select(columns)
     name, first, end = within
     wanted = None if columns is None else [*columns, *({name} - set(columns))]
-    with _parquet_file(store, part) as file:
+    with pq.ParquetFile(_ranged_source(store, part)) as file:
         at = file.schema_arrow.get_field_index(name)
         groups = [n for n in range(file.num_row_groups) if _may_hold(file.metadata.row_group(n).column(at), first, end)]
         table = file.read_row_groups(groups, columns=wanted)
@@ -381,10 +383,9 @@ def _may_hold(column: Any, first: int, end: int) -> bool:
     return told is None or not told.has_min_max or (told.max >= first and told.min < end)
 
 
-def _parquet_file(store: Store, part: Part) -> Any:
+def _ranged_source(store: Store, part: Part) -> Any:
     """A part of which only some bytes will be read."""
-    source = store.path / part.path if isinstance(store, LocalStore) else pa.PythonFile(_RangeFile(store, part.path))
-    return pq.ParquetFile(source)
+    return store.path / part.path if isinstance(store, LocalStore) else pa.PythonFile(_RangeFile(store, part.path))
 
 
 class _RangeFile(io.RawIOBase):
@@ -414,7 +415,7 @@ class _RangeFile(io.RawIOBase):
         return data
 
 
-def _parquet_source(store: Store, part: Part) -> Any:
+def _whole_source(store: Store, part: Part) -> Any:
     if isinstance(store, LocalStore):
         return store.path / part.path
     return pa.BufferReader(store.read(part.path))

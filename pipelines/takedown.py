@@ -24,8 +24,9 @@ from training.config import ConfigError
 
 _NUM_LISTED = 20
 _PICTURES = """
-    SELECT u.image_id, coalesce(u.url, u.location) AS address, u.source, m.tar IS NOT NULL AS in_set
-    FROM urls u LEFT JOIN manifest m USING (image_id)
+    SELECT u.image_id, coalesce(u.url, u.location) AS address, u.source,
+        u.image_id IN (SELECT image_id FROM manifest) AS in_set
+    FROM urls u
     WHERE u.image_id IN (SELECT unnest(?::BIGINT[])) ORDER BY u.image_id
 """
 # Pictures that one of these stood for, or that stood for one of these, and that stay.
@@ -39,8 +40,9 @@ _COPIES = """
         SELECT image_id FROM duplicates
         WHERE component_id IN (SELECT component_id FROM duplicates SEMI JOIN gone USING (image_id))
     )
-    SELECT u.image_id, coalesce(u.url, u.location) AS address, u.source, m.tar IS NOT NULL AS in_set
-    FROM urls u LEFT JOIN manifest m USING (image_id)
+    SELECT u.image_id, coalesce(u.url, u.location) AS address, u.source,
+        u.image_id IN (SELECT image_id FROM manifest) AS in_set
+    FROM urls u
     WHERE u.image_id IN (FROM near_copies UNION FROM copies) AND u.image_id NOT IN (FROM gone) ORDER BY u.image_id
 """
 

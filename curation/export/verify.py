@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curation.export.export import LINEAGE
 from curation.export.objects import parts_of
@@ -39,6 +38,7 @@ def verify(run: Store) -> tuple[list[str], int]:
     shards = read_part(run, Part("run", "shards", 0)).to_pylist()
     problems: list[str] = []
     ids: list[np.ndarray] = [np.empty(0, np.int64)]
+    num_before = 0
     for tar, shard in enumerate(shards):
         part = Part("run", "manifest", tar)
         if not run.exists(part.path):
@@ -46,29 +46,29 @@ def verify(run: Store) -> tuple[list[str], int]:
             continue
         manifest = read_part(run, part)
         ids.append(manifest["image_id"].to_numpy())
-        num_before = sum(len(some) for some in ids[:-1])
         problems += _verify_tar(run, shard, manifest, num_before)
+        num_before += len(manifest)
     found = np.concatenate(ids)
     problems += _too_often(run, found)
-    problems += [f"{path}: no table names it" for path in run.list("tars") if path not in {s["tar"] for s in shards}]
+    told = {shard["tar"] for shard in shards}
+    problems += [f"{path}: no table names it" for path in run.list("tars") if path not in told]
     named = {Part("run", "manifest", tar).path for tar in range(len(shards))}
     problems += [f"{path}: of no tar in shards" for path in run.list("manifest") if path not in named]
     return problems, len(found)
 
 
 def _too_often(run: Store, image_ids: np.ndarray) -> list[str]:
-    """Pictures that are in the set more often than they were chosen; ``choices`` tells where a picture was twice."""
+    """Pictures that are in the set more often than they were chosen; where ``choices`` is gone, more than once."""
     unique, counts = np.unique(image_ids, return_counts=True)
-    times = dict(zip(unique[counts > 1].tolist(), counts[counts > 1].tolist(), strict=True))
-    chosen = dict.fromkeys(times, 0)
-    for part in parts_of(run, "choices") if times else ():
-        ids = read_part(run, part, ["image_id"])["image_id"]
-        for image_id in ids.filter(pc.is_in(ids, value_set=pa.array(list(times), pa.int64()))).to_pylist():
-            chosen[image_id] += 1
+    parts = parts_of(run, "choices")
+    chosen = np.full(len(unique), 0 if parts else 1)
+    for part in parts:
+        ids = read_part(run, part, ["image_id"])["image_id"].to_numpy()
+        ids = ids[np.isin(ids, unique)]
+        np.add.at(chosen, np.searchsorted(unique, ids), 1)
     return [
-        f"image {image_id}: in the set {num} times, chosen {chosen[image_id]}"
-        for image_id, num in times.items()
-        if num > max(1, chosen[image_id])
+        f"image {unique[at]}: in the set {counts[at]} times, chosen {chosen[at]}"
+        for at in np.flatnonzero(counts > chosen)
     ]
 
 

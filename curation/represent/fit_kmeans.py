@@ -64,8 +64,8 @@ def vectors_of_shards(io: TaskIO, ids: np.ndarray) -> Iterator[np.ndarray]:
     for shard in np.unique(ids // ROWS_PER_SHARD_LIMIT).tolist():
         table = io.read(io.part("embeddings", shard), ["image_id", "vector"])
         wanted = ids[ids // ROWS_PER_SHARD_LIMIT == shard]
-        column = table.filter(pa.array(np.isin(table["image_id"].to_numpy(), wanted)))["vector"].combine_chunks()
-        yield np.asarray(column.flatten().to_numpy(zero_copy_only=False), np.float16).reshape(len(column), -1)
+        column = table.filter(pa.array(np.isin(table["image_id"].to_numpy(), wanted)))["vector"]
+        yield _rows(column, table.schema.field("vector").type.list_size, np.float16)
 
 
 def _all_vectors(io: TaskIO, ids: np.ndarray, dim: int) -> np.ndarray:
@@ -96,7 +96,7 @@ def _lists(rows: np.ndarray) -> pa.Array:
 
 
 def _rows(column: pa.ChunkedArray, dim: int, kind: type) -> np.ndarray:
-    """The reverse of ``_lists``."""
+    """The reverse of ``_lists``, [N, dim]."""
     return np.asarray(column.combine_chunks().flatten().to_numpy(zero_copy_only=False), kind).reshape(-1, dim)
 
 
@@ -116,12 +116,15 @@ def fit_at_once(
 # A larger one
 
 
-def cut_pieces(io: TaskIO, *, shards: list[int], sample: int, num_clusters: int, rows: int) -> pa.Table:
+def cut_pieces(
+    io: TaskIO, *, shards: list[int], sample: int, num_clusters: int, rows: int, takedowns: str | None
+) -> pa.Table:
     """The table ``kmeans_pieces``: the sample, frozen, in pieces of so many rows.
 
     Raises:
         ConfigError: there is no embedding at all, or the sums of an iteration do not fit into a task.
     """
+    del takedowns  # another list is another sample
     ids = sampled(io, shards, sample)
     dim = _dim(io, ids)
     needed = 24 * num_clusters * dim + _SPARE_BYTES
@@ -192,7 +195,7 @@ def moved_centroids(io: TaskIO, *, iteration: int, sums: list[int]) -> pa.Table:
     held = _centroids(io, iteration).copy()
     num, dim = held.shape
     count = np.zeros(num, np.int64)
-    num_rows = max(1, io.memory_bytes // (64 * dim))  # each takes its sum, that of a piece, and what is made of them
+    num_rows = max(1, io.memory_bytes // (128 * dim))  # each takes its sum, that of a piece, and what is made of them
     for first in range(0, num, num_rows):
         block = held[first : first + num_rows]
         total = np.zeros(block.shape, np.float64)
@@ -209,6 +212,13 @@ def moved_centroids(io: TaskIO, *, iteration: int, sums: list[int]) -> pa.Table:
 def last_centroids(io: TaskIO, *, iteration: int) -> pa.Table:
     """The table ``fit_kmeans``."""
     return _centroid_table(_centroids(io, iteration))
+
+
+def _digest_of_takedowns(context: Context) -> str | None:
+    try:
+        return context.digest(context.part("takedowns", 0))
+    except LookupError:
+        return None
 
 
 class FitKmeans(GlobalStage):
@@ -248,7 +258,9 @@ class FitKmeans(GlobalStage):
         pieces = context.part("kmeans_pieces", 0)
         num_clusters = self.config.num_clusters
         args = {**sample, "num_clusters": num_clusters, "rows": piece_rows(num_clusters)}
-        map([Task(function=cut_pieces, args=args, reads=reads, writes=pieces, once=True)])
+        # A fit that is under way holds vectors, so a new rule of the takedown list has its sample drawn anew.
+        args["takedowns"] = _digest_of_takedowns(context)
+        map([Task(function=cut_pieces, args=args, reads=reads, writes=pieces)])
         iteration = _Lloyd(self, context, map, context.num_rows(pieces)).run()
         map([Task(function=last_centroids, args={"iteration": iteration}, writes=made, once=True)])
         context.discard([pieces, context.part("kmeans_centroids", iteration)])

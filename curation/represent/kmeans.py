@@ -66,7 +66,7 @@ def start_rows(num_vectors: int, *, num_clusters: int, dim: int, seed: int) -> n
 
 
 def start(vectors: np.ndarray, *, num_clusters: int, seed: int) -> np.ndarray:
-    """Centroids to begin with: k-means++ (Arthur and Vassilvitskii, 2007) with 1 - cosine for the squared distance.
+    """Centroids to begin with: k-means++ (Arthur and Vassilvitskii, 2007).
 
     Args:
         vectors: fp16 values, [S, D].
@@ -86,7 +86,7 @@ def _spread(vectors: np.ndarray, draws: np.ndarray) -> np.ndarray:
     """Rows of k-means++, one for each draw in [0, 1), int64 [K]."""
     from curation.represent import loops
 
-    distance = np.full(len(vectors), 2.0)
+    norms, distance = loops.squares(vectors), np.full(len(vectors), 4.0)
     chosen: list[int] = []
     for draw in draws:
         row = loops.drawn(distance, draw)
@@ -94,7 +94,7 @@ def _spread(vectors: np.ndarray, draws: np.ndarray) -> np.ndarray:
             others = np.setdiff1d(np.arange(len(vectors)), chosen)
             return np.array([*chosen, *others[: len(draws) - len(chosen)]], np.int64)
         chosen.append(row)
-        loops.come_nearer(vectors, vectors[row], distance)
+        loops.come_nearer(vectors, norms, row, distance)
     return np.array(chosen, np.int64)
 
 
@@ -129,8 +129,9 @@ def directions(centroids: np.ndarray, total: np.ndarray) -> np.ndarray:
     Returns:
         float16 [K, D].
     """
-    # Transposed, the sums over D are added row after row, in the same order on every processor.
-    norm = np.sqrt(np.add.reduce(np.ascontiguousarray((total * total).T), axis=0))[:, None]
+    from curation.represent import loops
+
+    norm = np.sqrt(loops.squares(total))[:, None]
     there = norm > 0
     return np.where(there, total / np.where(there, norm, 1.0), centroids.astype(np.float64)).astype(np.float16)
 

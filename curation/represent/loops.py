@@ -79,14 +79,24 @@ def drawn(distance: np.ndarray, draw: float) -> int:
     return last
 
 
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def squares(rows: np.ndarray) -> np.ndarray:
+    """Sum of the squares of each row, float64 [N]; added one after the other, so the same on every processor."""
+    sums = np.zeros(len(rows), np.float64)
+    for row in range(len(rows)):
+        for d in range(rows.shape[1]):
+            sums[row] += np.float64(rows[row, d]) * np.float64(rows[row, d])
+    return sums
+
+
 @numba.njit(nogil=True, cache=True, fastmath=_EXACT)  # type: ignore[untyped-decorator]
-def come_nearer(vectors: np.ndarray, centre: np.ndarray, distance: np.ndarray) -> None:
-    """Lower the distances of all vectors to that from a new centre; sums of products of fp16 values are exact."""
+def come_nearer(vectors: np.ndarray, norms: np.ndarray, centre: int, distance: np.ndarray) -> None:
+    """Lower the squared distances of all vectors to that from a new centre, one of them; equal vectors are 0 apart."""
     for row in range(len(vectors)):
         total = 0.0
         for d in range(vectors.shape[1]):
-            total += np.float64(vectors[row, d]) * np.float64(centre[d])
-        distance[row] = min(distance[row], max(0.0, 1.0 - total))
+            total += np.float64(vectors[row, d]) * np.float64(vectors[centre, d])
+        distance[row] = min(distance[row], norms[row] + norms[centre] - 2 * total)
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]

@@ -8,6 +8,7 @@ best score is scored again, exactly. So neither the block, nor the precision of 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -54,6 +55,23 @@ def widened(vectors: np.ndarray) -> np.ndarray:
     return wide
 
 
+@contextmanager
+def _whole_sums() -> Iterator[None]:
+    """A GEMM on the GPU adds in fp32, and rounds no factor that it was not given rounded."""
+    import torch
+
+    names = ("allow_tf32", "allow_bf16_reduced_precision_reduction")
+    backend = torch.backends.cuda.matmul
+    before = [getattr(backend, name) for name in names]
+    for name in names:
+        setattr(backend, name, False)
+    try:
+        yield
+    finally:
+        for name, value in zip(names, before, strict=True):
+            setattr(backend, name, value)
+
+
 class Centroids:
     """Centroids, ready to be asked which of them is nearest.
 
@@ -67,7 +85,7 @@ class Centroids:
     def __init__(self, centroids: np.ndarray, *, precision: Precision | None = None, device: Device = "cpu") -> None:
         precision = precision or fastest_precision(len(centroids), device)
         self._exact = widened(centroids)
-        self._margin = MARGINS[precision]
+        self._precision, self._margin = precision, self._margin_of(precision)
         self._device = device
         rows = _BLOCK_SCORES[device] // len(centroids)
         self._num_rows = min(_MOST_ROWS[device], max(_LEAST_ROWS[device], rows))
@@ -113,15 +131,21 @@ class Centroids:
 
     def _mind(self, num_scored: int, num: int) -> None:
         """Give bf16 up where it decides too little, as among vectors that are all alike."""
-        if self._margin == MARGINS["bf16"] and num_scored > _MOST_RESCORED * num:
-            self._margin, self._held = MARGINS["fp32"], self._held_exactly if self._device == "cuda" else None
+        if self._precision == "bf16" and num_scored > _MOST_RESCORED * num:
+            self._precision, self._margin = "fp32", self._margin_of("fp32")
+            self._held = self._held_exactly if self._device == "cuda" else None
+
+    def _margin_of(self, precision: Precision) -> float:
+        """By how much a score may be off; where there are many dimensions, the rounding of fp32 sums decides."""
+        return max(MARGINS[precision], 1.1 * len(self._exact[0]) * 2.0**-24)
 
     def _by_torch(self, block: np.ndarray) -> Nearest:
         """The same on a GPU, and on any device of torch."""
         import torch
 
         vectors = torch.from_numpy(block).to(self._held.device)
-        scores = (vectors.to(self._held.dtype) @ self._held.T).float()  # [R, K]
+        with _whole_sums():
+            scores = (vectors.to(self._held.dtype) @ self._held.T).float()  # [R, K]
         row, column = (scores >= scores.amax(dim=1, keepdim=True) - 2 * self._margin).nonzero(as_tuple=True)
         self._mind(len(row), scores.numel())
         exact = torch.empty(len(row), dtype=torch.float32, device=row.device)

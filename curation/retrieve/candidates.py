@@ -94,7 +94,7 @@ def _nearest(io: TaskIO, asked: Iterable[_Asked], pool_shards: Sequence[int], k:
     found = [(pa.nulls(0, pa.int64()), NO_ROWS)]
     for queries in _blocks(asked, io.memory_bytes // 9):
         query, best = np.zeros(0, np.int64), NO_ROWS
-        most = io.memory_bytes // 2 // (2 * queries.vectors.shape[1])
+        most = io.memory_bytes // 3 // (2 * queries.vectors.shape[1])  # as read, and sorted by cluster
         for rows, vectors in _pool_blocks(io, pool_shards, most):
             if queries.probes is None:
                 pairs = search.search_all(queries.vectors, vectors, k=k, device=io.device)

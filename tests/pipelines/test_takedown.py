@@ -33,6 +33,14 @@ def test_a_dry_run_names_the_pictures_and_their_copies_and_does_nothing(run: str
     assert {path: small_run.store("pool").tag(path) for path in small_run.store("pool").list("")} == before
 
 
+def test_a_picture_with_two_samples_is_told_once(small_run: Any):
+    small_run.take_twice(in_manifest=False)
+    small_run.export(ExportConfig(samples_per_tar=4))
+    found = takedown(str(small_run.run), Request(entries=[f"{SECOND:016x}"], radius_bits=0, dry_run=True), print)
+    assert [row["image_id"] for row in found.pictures] == [SECOND]
+    assert found.num_elsewhere == 0
+
+
 def test_bad_entries_are_one_line_before_any_work(run: str, small_run: Any, tmp_path: Path, capsys: Any):
     listed = tmp_path / "list.txt"
     listed.write_text(f"{URL}\nnonsense\n")

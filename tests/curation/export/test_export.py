@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from curation.export.export import ExportConfig, key_range, runs_of, shuffle_key, slices_of
+from curation.export.export import ExportConfig, key_range, part_rows, runs_of, shuffle_key, slices_of
 from curation.export.verify import verify
 
 WITH_FACE = 3_000_000_000_000
@@ -134,8 +134,15 @@ def test_slices_are_the_rows_of_all_parts(sizes: list[int], data: st.DataObject)
     first = data.draw(st.integers(0, len(every)))
     end = data.draw(st.integers(first, len(every)))
     assert [(part, row) for part, a, b in slices_of(sizes, first, end) for row in range(a, b)] == every[first:end]
-    cut = [sizes[one] for one in runs_of(sizes)]
+    cut = [sizes[one] for one in runs_of(sizes, 20)]
     assert [size for some in cut for size in some] == sizes
+
+
+def test_a_large_set_has_larger_parts_and_no_more():
+    for total in (0, 65_536, 33_554_432, 33_554_433, 142_109_386, 10**9):
+        rows = part_rows(total)
+        assert -(-total // rows) <= 512
+        assert rows == 65_536 or -(-total // rows) > 256
 
 
 def test_hugging_face_datasets_reads_the_set(small_run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

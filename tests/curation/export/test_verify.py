@@ -25,6 +25,13 @@ def test_a_picture_may_be_there_as_often_as_it_was_chosen(exported: Any):
     assert not any("in the set" in problem for problem in problems)
 
 
+def test_a_picture_that_nobody_chose_is_found(exported: Any):
+    rows = exported.read("choices", 3_000_001)
+    exported.write("choices", 3_000_001, rows[1:])
+    problems, _ = verify(exported.store("run"))
+    assert problems == [f"image {rows[0]['image_id']}: in the set 1 times, chosen 0"]
+
+
 def test_a_changed_byte_is_found(exported: Any):
     row = next(row for row in exported.read("manifest", 1) if not row["blurred"])
     path = exported.run / row["tar"]

@@ -202,12 +202,37 @@ def test_a_fit_is_kept_and_made_anew_when_asked(pool, small_pieces):
     assert pool.under_way() == []
 
 
-def test_a_picture_that_is_taken_down_meanwhile_is_passed_over(pool, small_pieces):
+def test_a_takedown_in_between_draws_the_sample_anew(pool, small_pieces, tmp_path):
+    """A cluster may be one picture: going on with its sums would put its vector into the pool again."""
+    with pytest.raises(KeyboardInterrupt):
+        pool.fit(lambda where: Killed(where, 12), num_clusters=300)
+    pool.put(0, pool.ids[1:ROWS], pool.vectors[1:ROWS])
+    rules = pa.Table.from_pylist([{"kind": "sha256", "value": pool.sha256[0]}], schema=TABLES["takedowns"].schema)
+    write_part(rules, pool.folder / "written", stage="takedown", version=1, fingerprint="f", inputs={})
+    open_store(f"{pool.folder}/pool").create(Part("pool", "takedowns", 0).path, pool.folder / "written")
+    pool.fit(num_clusters=300)
+    fresh = Pool(tmp_path / "fresh")
+    fresh.put(0, pool.ids[1:ROWS], pool.vectors[1:ROWS])
+    fresh.fit(num_clusters=300)
+    assert pool.made().tobytes() == fresh.made().tobytes()
+    assert pool.under_way() == []
+
+
+def test_a_shard_of_which_nothing_is_left_is_passed_over(pool, small_pieces):
     with pytest.raises(KeyboardInterrupt):
         pool.fit(lambda where: Killed(where, 8))
-    pool.put(0, pool.ids[1:ROWS], pool.vectors[1:ROWS])
+    pool.put(0, pool.ids[:0], pool.vectors[:0])
     pool.fit()
     assert pool.made().shape == (12, DIM)
+
+
+@pytest.mark.parametrize("changed", [{"sample": 150}, {"num_clusters": 40}, {"seed": 5}])
+def test_a_killed_fit_of_other_settings_leaves_no_trace(pool, small_pieces, changed):
+    with pytest.raises(KeyboardInterrupt):
+        pool.fit(lambda where: Killed(where, 12))
+    pool.fit(**changed)
+    assert pool.made().tobytes() == pool.wanted(**changed).tobytes()
+    assert pool.under_way() == []
 
 
 def test_a_sample_without_a_picture_is_one_line(pool, small_pieces):

@@ -184,10 +184,22 @@ def test_the_start_is_spread_as_scikit_learns():
     assert np.mean(found) > np.mean(wanted) - 0.3
 
 
-def test_equal_vectors_fill_up_the_start():
-    vectors = np.repeat(unit(31, 3).astype(np.float16), 5, axis=0)
-    rows = kmeans._spread(vectors.astype(np.float32), np.random.default_rng(0).random(8))
+def test_the_start_holds_no_row_twice_and_equal_vectors_fill_up():
+    for seed in range(20):
+        vectors = unit(seed, 60, 16).astype(np.float32)
+        rows = kmeans._spread(vectors, np.random.default_rng(seed).random(59))
+        assert len(set(rows.tolist())) == 59
+    vectors = np.repeat(unit(31, 3), 5, axis=0)
+    rows = kmeans._spread(vectors, np.random.default_rng(0).random(8))
     assert len(rows) == len(set(rows.tolist())) == 8
+    assert {row // 5 for row in rows[:3].tolist()} == {0, 1, 2}
+
+
+def test_directions_are_the_same_in_any_block():
+    total, centroids = np.random.default_rng(0).normal(size=(64, 384)), unit(33, 64, 384)
+    whole = kmeans.directions(centroids, total)
+    blocks = [kmeans.directions(centroids[n : n + 1], total[n : n + 1]) for n in range(64)]
+    assert np.concatenate(blocks).tobytes() == whole.tobytes()
 
 
 @settings(max_examples=30, deadline=None)
