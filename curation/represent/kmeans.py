@@ -11,9 +11,8 @@ import heapq
 
 import numpy as np
 
-from curation.represent.nearest import MARGINS, Centroids, Device, Nearest, Precision
+from curation.represent.nearest import Centroids, Device, Nearest, Precision
 
-MARGIN = MARGINS["fp32"]
 _BLOCK_PAIRS = 1 << 12  # pairs scored exactly at once; 40 MiB an array at D = 1280
 _STARTS_PER_CLUSTER = 32  # vectors among which the start is drawn, ...
 _START_PRODUCTS = 1 << 35  # ... as long as it takes no more multiplications than these

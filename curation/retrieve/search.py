@@ -15,9 +15,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from curation.represent import kmeans
+from curation.represent.nearest import MARGINS
 
 FEW_LISTS = 64  # so few are all looked into
-MARGIN = 1e-4  # fp32 GEMM of unit vectors is off by less
+MARGIN = MARGINS["fp32"]
 _BLOCK_SCORES = 1 << 24  # similarities held at once; 64 MiB
 _BLOCK_ROWS = 1 << 12  # queries of one GEMM, in fp32: 20 MB at D = 1280
 _BLOCK_MEMBERS = 1 << 14  # pool pictures of one GEMM, in fp32: 80 MB at D = 1280
