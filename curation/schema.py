@@ -119,6 +119,7 @@ BOX = pa.struct(
         ("h_px", pa.float32()),
     ]
 )
+_VERIFIED = ("verified", pa.bool_(), "local features of the two agree; null where they were not compared")
 _TAR = (
     ("tar", pa.string(), "path inside the run"),
     ("num_samples", pa.int64(), "pictures"),
@@ -393,6 +394,7 @@ _TABLES = (
             ("a", pa.int64(), "image_id"),
             ("b", pa.int64(), "image_id"),
             ("similarity", pa.float32(), "cosine, exact fp32"),
+            _VERIFIED,
         ),
     ),
     Table(
@@ -429,6 +431,7 @@ _TABLES = (
             ("image_id", pa.int64(), "pool picture"),
             ("reference_id", pa.int64(), "benchmark picture"),
             ("similarity", pa.float32(), "cosine, exact fp32"),
+            _VERIFIED,
         ),
     ),
     Table(

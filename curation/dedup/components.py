@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.dedup.copydescriptor import DescriptorConfig
-from curation.dedup.edges import EdgesConfig, checked_threshold
+from curation.dedup.edges import EdgesConfig, checked_threshold, is_copy
 from curation.dedup.groups import connected_components, ranks_of, representatives, stars
 from curation.dedup.near import rows_at
 from curation.schema import TABLES
@@ -84,7 +84,7 @@ def components_of_edges(
     """The table ``components`` from all parts of ``edges``."""
     edges = pa.concat_tables([io.read(io.part("edges", index)) for index in range(num_parts)])
     similarity = edges["similarity"].to_numpy()
-    high = similarity >= np.float32(threshold)
+    high = is_copy(edges, threshold)
     a, b, similarity = edges["a"].to_numpy()[high], edges["b"].to_numpy()[high], similarity[high]
     ids = np.unique(np.concatenate([a, b]))
     a, b = np.searchsorted(ids, a), np.searchsorted(ids, b)

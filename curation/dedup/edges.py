@@ -72,6 +72,22 @@ def checked_threshold(key: str, value: float, floor: float, floor_key: str) -> f
     return value
 
 
+def is_copy(edges: pa.Table, threshold: float) -> np.ndarray:
+    """Which pairs of ``edges`` or ``reference_edges`` are copies, bool [E].
+
+    Where local features were compared, they decide; elsewhere the similarity does, from the threshold on.
+    """
+    verified = edges["verified"]
+    high = edges["similarity"].to_numpy() >= np.float32(threshold)
+    agree = verified.fill_null(False).to_numpy()
+    return np.asarray(np.where(verified.is_null().to_numpy(), high, agree), bool)
+
+
+def _unverified(columns: tuple[np.ndarray, ...], table: str) -> pa.Table:
+    """Rows of ``edges`` or ``reference_edges`` whose pictures were not compared."""
+    return pa.table([*columns, pa.nulls(len(columns[0]), pa.bool_())], schema=TABLES[table].schema)
+
+
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 
@@ -124,7 +140,7 @@ def edges_of_list(io: TaskIO, *, shards: list[int], list_number: int, probes: in
     if list_number >= len(centroids):  # a small pool filled fewer lists
         return schema.empty_table()
     members = members_of_list(io, shards=shards, centroids=centroids, list_number=list_number, probes=probes)
-    return pa.table(list(join_list(members, list_number, floor)), schema=schema)
+    return _unverified(join_list(members, list_number, floor), "edges")
 
 
 def reference_edges_of_list(
@@ -138,7 +154,7 @@ def reference_edges_of_list(
     base: dict[str, Any] = {"centroids": centroids, "list_number": list_number}
     members = members_of_list(io, shards=shards, probes=1, home_only=True, **base)
     seen = members_of_list(io, shards=references, probes=probes, **base)
-    return pa.table(list(join_references(members, seen, list_number, floor)), schema=schema)
+    return _unverified(join_references(members, seen, list_number, floor), "reference_edges")
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -184,6 +200,7 @@ class Edges(GlobalStage):
     section = "edges"
     reads = ("near", "safety", "descriptors", "fit_quantiser")
     writes = ("edges", "reference_edges")
+    version = 2
     config: EdgesConfig
 
     def __init__(self, config: EdgesConfig, descriptor: DescriptorConfig) -> None:
