@@ -202,7 +202,7 @@ _TABLES = (
         parts="single",
         row="one rule of the takedown list; consulted by fetch and look, outside every fingerprint",
         schema=_schema(
-            ("kind", pa.string(), "url | sha256 | phash"),
+            ("kind", pa.string(), "url | sha256 | phash | pdq"),
             ("value", pa.string(), "canonical address, or hex digits in lower case"),
             ("radius_bits", pa.int16(), "of a hash: bits that may differ; null for the others"),
             ("reason", pa.string(), "why, as it was given; `bytes of URL` where it follows from another rule"),
@@ -294,6 +294,12 @@ _TABLES = (
             ("pixel_sha256", pa.string(), "sha256 of shape and RGB bytes"),
             ("phash", pa.uint64(), "imagehash.phash, most significant bit first"),
             ("dhash", pa.uint64(), "imagehash.dhash, most significant bit first"),
+            (
+                "pdq",
+                pa.string(),
+                "PDQ, 64 hex digits, first bit the most significant one; null where it did not decode",
+            ),
+            ("pdq_quality", pa.int16(), "of PDQ, 0 to 100; below 50 it is not trusted"),
             ("luma_std", pa.float32(), "standard deviation of luma, 0 to 127; near 0 is a blank picture"),
         ),
     ),
@@ -323,6 +329,29 @@ _TABLES = (
         ),
     ),
     Table(name="safety", root="run", kind="verdict", row="one fetched picture", schema=_schema(*_VERDICT)),
+    Table(
+        name="fit_pca_hash",
+        root="pool",
+        kind="output",
+        parts="single",
+        row="one named array of the fitted PCA hash; none where near.hash is another hash",
+        schema=_schema(
+            ("name", pa.string(), "array"),
+            ("shape", pa.list_(pa.int32()), "its shape"),
+            ("data", pa.list_(pa.float32()), "row-major"),
+        ),
+    ),
+    Table(
+        name="pca_hashes",
+        root="pool",
+        kind="facts",
+        row="one safe picture; none where near.hash is another hash",
+        schema=_schema(
+            _ID,
+            _SHA,
+            ("pca_hash", pa.uint64(), "by the fit of its folder, first axis most significant; null where one colour"),
+        ),
+    ),
     Table(
         name="near_pairs",
         root="run",

@@ -16,6 +16,7 @@ from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
 from curation.dedup.near import NearConfig, NearPairs
+from curation.dedup.pcahash import FitPcaHash, PcaHashConfig, PcaHashes
 from curation.export.export import Export, ExportConfig
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
 from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplicates
@@ -76,6 +77,7 @@ class CurateRecipe(Config):
     fetch: FetchConfig = FetchConfig()
     look: LookConfig = LookConfig()
     safety: SafetyConfig = SafetyConfig()
+    pca_hash: PcaHashConfig = PcaHashConfig()
     near: NearConfig = NearConfig()
     descriptor: DescriptorConfig = DescriptorConfig()
     edges: EdgesConfig = EdgesConfig()
@@ -147,6 +149,8 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         LookStage(recipe.look),
         SafetyStage(recipe.safety),
         # equal and nearly equal pictures, by hash
+        FitPcaHash(recipe.pca_hash, recipe.near.hash),
+        PcaHashes(recipe.pca_hash, recipe.near.hash),
         NearPairs(recipe.near),
         NearGroups(recipe.near),
         FitDescriptor(recipe.descriptor),

@@ -443,10 +443,12 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
         }
     )
     device = recipe.execution.device
-    look, screen = recipe.look, recipe.screen
+    look, screen, safety = recipe.look, recipe.screen, recipe.safety
+    blocked = ("blocked_sha256_files", "blocked_pdq_files")
     updates: dict[str, Any] = {
         "fetch": fetch,
         "screen": screen.model_copy(update={"block_list_files": [_absolute(p) for p in screen.block_list_files]}),
+        "safety": safety.model_copy(update={key: [_absolute(p) for p in getattr(safety, key)] for key in blocked}),
         "look": look.model_copy(update={"device": device, "yunet": _absolute(look.yunet) if look.yunet else None}),
     }
     for section in ("embed", "descriptor"):

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from itertools import combinations
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -33,6 +33,9 @@ class NearConfig(Config):
     # pHash has 32 bits set, so distances are even. Among 22,000 distinct photographs (2.4e8 pairs) 0 pairs lie within 4
     # bits, 4 within 6, 23 within 8: with more than 20,000 pictures 4 is the last radius that merges nothing.
     radius_bits: int = Field(4, ge=0, le=16)
+    hash: Literal["phash", "dhash", "pca_hash"] = Field(
+        "phash", description="column of `hashes` that is compared; blocked_hashes are pHashes whatever it is"
+    )
     key_ranges: int = Field(
         8, ge=1, le=4096
     )  # parts of `near_pairs`; a task holds about 1/key_ranges of the codes a key

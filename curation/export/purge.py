@@ -52,7 +52,7 @@ class _Parts:
     def __init__(self, pool: Store) -> None:
         self.store = pool
         self._found: dict[str, dict[int, list[Part]]] = {}
-        for table in ("urls", "images", "hashes", "detections", *VECTOR_TABLES):
+        for table in ("urls", "images", "hashes", "detections", "pca_hashes", *VECTOR_TABLES):
             by_shard = self._found.setdefault(table, {})
             for part in parts_of(pool, table):
                 by_shard.setdefault(part.index, []).append(part)
@@ -131,9 +131,13 @@ def _named_rows(parts: _Parts, shard: int, rules: Rules) -> Iterator[tuple[pa.Ta
         redirected = pa.array([rules.url(url) for url in table["final_url"].to_pylist()], pa.bool_())
         yield table, any_of(_doomed(table, by_url, rules), redirected)
     for part in parts.of("hashes", shard):
-        table = read_part(parts.store, part, ["image_id", "sha256", "phash", "reason"])
+        columns = ["image_id", "sha256", "phash", "reason"]
+        table = read_part(parts.store, part, None if rules.has_pdqs else columns)
         codes = pc.fill_null(table["phash"], 0).to_numpy()
         alike = pc.and_(pa.array(rules.phash(codes)), pc.is_valid(table["phash"].combine_chunks()))
+        if "pdq" in table.column_names:  # parts of the first version of look have none: named by their bytes
+            by_pdq = rules.pdq(table["pdq"].to_pylist(), table["pdq_quality"].to_pylist())
+            alike = any_of(alike, pa.array(by_pdq))
         met = pc.equal(table["reason"], TAKEN_DOWN)
         yield table, any_of(_doomed(table, by_url, rules), alike, met)
 
@@ -223,7 +227,7 @@ def _fit_parts(pool: Store, name: str) -> list[Part]:
 def _mend(parts: _Parts, shard: int, rules: Rules, *, done: Purged, scratch: Path, check: Check) -> None:
     """Parts of one shard without what goes. ``hashes`` and ``images`` last: by them a second run finds the shard."""
     pool, by_url = parts.store, _ids_by_url(parts, shard, rules)
-    for name in (*VECTOR_TABLES, "detections", "hashes", "images"):
+    for name in (*VECTOR_TABLES, "pca_hashes", "detections", "hashes", "images"):
         for part in parts.of(name, shard):
             table = read_part(pool, part)
             named = _doomed(table, by_url, rules)

@@ -1,4 +1,4 @@
-"""The takedown list: pictures that must not be in a pool, by address, by sha256 of their bytes, by pHash.
+"""The takedown list: pictures that must not be in a pool, by address, by sha256 of their bytes, by pHash, by PDQ.
 
 The list is the table ``takedowns`` of the pool. Stages consult it: fetch asks for no address of it and stores no bytes
 of it, look stores nothing of a picture whose hash it names. What was stored before a rule came is taken out by
@@ -14,11 +14,12 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from curation.dedup.hashes import PDQ_MIN_QUALITY, PDQ_RADIUS_BITS, pdq_distance, pdq_words
 from curation.dedup.near import hamming
 from curation.ingest.address import AddressError, canonical_url, parse_address
 from curation.schema import TABLES, Part
@@ -29,11 +30,21 @@ from training.config import ConfigError
 TABLE = "takedowns"
 PART = Part("pool", TABLE, 0)
 TAKEN_DOWN = "taken_down"  # the reason that a row ends with
-DEFAULT_RADIUS_BITS = 4  # as near.radius_bits: the last radius that merges no two of 22,000 distinct photographs
-MAX_RADIUS_BITS = 16
 
-# A further kind (PDQ, say) is one name here, one spelling in ``_SPELLINGS`` and one method of ``Rules``.
-RuleKind = Literal["url", "sha256", "phash"]
+# A further kind is one name here, one spelling in ``_SPELLINGS``, its radius if it is a hash, and one method of
+# ``Rules``. A text that does not say its kind is of the first whose spelling it has, so never a PDQ.
+RuleKind = Literal["url", "sha256", "phash", "pdq"]
+
+
+class Radius(NamedTuple):
+    """Bits of a hash that may differ."""
+
+    default: int
+    most: int
+
+
+# pHash as near.radius_bits: the last radius that merges no two of 22,000 distinct photographs; PDQ as its authors.
+RADII: Mapping[RuleKind, Radius] = {"phash": Radius(4, 16), "pdq": Radius(PDQ_RADIUS_BITS, 64)}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,10 +85,17 @@ def _plain_phash(text: str) -> str:
     return text.lower()
 
 
+def _plain_pdq(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise ValueError("a PDQ has 64 hex digits, as `lvd explain` prints")
+    return text.lower()
+
+
 _SPELLINGS: Mapping[RuleKind, Callable[[str], str]] = {
     "url": _plain_url,
     "sha256": _plain_sha256,
     "phash": _plain_phash,
+    "pdq": _plain_pdq,
 }
 KINDS = tuple(_SPELLINGS)
 
@@ -86,9 +104,9 @@ def rule_of(text: str, *, kind: str | None = None, radius_bits: int | None = Non
     """The rule that a text names.
 
     Args:
-        text: an address, 64 hex digits (sha256) or 16 hex digits (pHash).
+        text: an address, 64 hex digits (sha256, or PDQ where ``kind`` says so) or 16 hex digits (pHash).
         kind: one of ``KINDS``; None tells it from the text.
-        radius_bits: of a pHash: how many bits may differ; None takes ``DEFAULT_RADIUS_BITS``.
+        radius_bits: of a hash: how many bits may differ; None takes the default of its kind.
         reason: kept with the rule.
 
     Raises:
@@ -107,12 +125,15 @@ def rule_of(text: str, *, kind: str | None = None, radius_bits: int | None = Non
                 raise ValueError(f"{text!r} is no {kind}: {error}") from None
             continue
         radius = None
-        if name == "phash":
-            radius = DEFAULT_RADIUS_BITS if radius_bits is None else radius_bits
-            if not 0 <= radius <= MAX_RADIUS_BITS:
-                raise ValueError(f"a radius of {radius} bits; allowed: 0 to {MAX_RADIUS_BITS}")
+        if name in RADII:
+            radius = RADII[name].default if radius_bits is None else radius_bits
+            if not 0 <= radius <= RADII[name].most:
+                raise ValueError(f"a radius of {radius} bits; allowed: 0 to {RADII[name].most} of a {name}")
         return Rule(kind=name, value=value, radius_bits=radius, reason=reason or None)
-    raise ValueError(f"{text!r} is no http address, no sha256 (64 hex digits) and no pHash (16 hex digits)")
+    raise ValueError(
+        f"{text!r} is no http address, no sha256 (64 hex digits), no pHash (16 hex digits) and, with kind pdq, no PDQ "
+        "(64 hex digits)"
+    )
 
 
 # List files
@@ -124,11 +145,11 @@ def read_rules(
     """Rules of some lists, each once, in their order.
 
     Args:
-        entries: each the path of a list, or one address, sha256 or pHash itself. A list that ends in .csv has a column
-            ``url``, ``sha256``, ``phash`` or ``value``, and maybe ``kind``, ``radius_bits`` and ``reason``. Any other
+        entries: each the path of a list, or one address, sha256 or hash itself. A list that ends in .csv has a column
+            ``url``, ``sha256``, ``phash``, ``pdq`` or ``value``, and maybe ``kind``, ``radius_bits`` and ``reason``. Any other
             has one entry a line; blank lines and lines that begin with # say nothing.
         kind: of all entries that do not name their own; None tells it from each.
-        radius_bits: of pHashes that do not name their own.
+        radius_bits: of hashes that do not name their own.
         reason: of entries that do not name their own.
 
     Raises:
@@ -150,7 +171,9 @@ def read_rules(
             if (rule.radius_bits or 0) > (known.radius_bits or 0):
                 found[rule.key] = rule
     if not found:
-        raise ConfigError(f"takedown: {', '.join(entries)} holds no entry; give one address, sha256 or pHash a line")
+        raise ConfigError(
+            f"takedown: {', '.join(entries)} holds no entry; give one address, sha256, pHash or PDQ a line"
+        )
     return list(found.values())
 
 
@@ -159,7 +182,7 @@ def _entries(entry: str) -> Iterator[tuple[str, Mapping[str, str | None]]]:
     path = Path(entry)
     if not path.is_file():
         if "://" not in entry and ("/" in entry or path.suffix in (".txt", ".csv")):
-            raise ConfigError(f"takedown list {entry!r} is not there; give a file, an address, a sha256 or a pHash")
+            raise ConfigError(f"takedown list {entry!r} is not there; give a file, an address, a sha256 or a hash")
         yield "takedown: ", {"value": entry}
         return
     try:
@@ -193,7 +216,8 @@ def _radius(cell: str | None, default: int | None) -> int | None:
     if not cell:
         return default
     if not cell.strip().isdecimal():
-        raise ValueError(f"radius_bits is {cell!r}; allowed: 0 to {MAX_RADIUS_BITS}")
+        allowed = ", ".join(f"0 to {radius.most} of a {kind}" for kind, radius in RADII.items())
+        raise ValueError(f"radius_bits is {cell!r}; allowed: {allowed}")
     return int(cell)
 
 
@@ -241,7 +265,10 @@ class Rules:
             kind: frozenset(rule.value for rule in rules if rule.kind == kind) for kind in KINDS
         }
         self._codes = np.array([int(rule.value, 16) for rule in rules if rule.kind == "phash"], np.uint64)
-        self._radii = np.array([rule.radius_bits or 0 for rule in rules if rule.kind == "phash"], np.int16)
+        self._pdqs = pdq_words([rule.value for rule in rules if rule.kind == "pdq"])
+        self._radii: dict[str, list[int]] = {
+            kind: [rule.radius_bits or 0 for rule in rules if rule.kind == kind] for kind in RADII
+        }
 
     @property
     def sha256s(self) -> frozenset[str]:
@@ -251,7 +278,12 @@ class Rules:
     @property
     def has_hashes(self) -> bool:
         """Whether a picture must be looked at to be judged."""
-        return len(self._codes) > 0
+        return len(self._codes) + len(self._pdqs) > 0
+
+    @property
+    def has_pdqs(self) -> bool:
+        """Whether some of the hashes are PDQ."""
+        return len(self._pdqs) > 0
 
     @cached_property
     def hosts(self) -> frozenset[str]:
@@ -275,6 +307,25 @@ class Rules:
         """Which pHashes lie within the radius of one that is named: uint64 [N] -> bool [N]."""
         codes = np.asarray(codes, np.uint64)
         found = np.zeros(len(codes), bool)
-        for code, radius in zip(self._codes, self._radii, strict=True):
+        for code, radius in zip(self._codes, self._radii["phash"], strict=True):
             found |= hamming(codes, code) <= radius
         return found
+
+    def pdq(self, hashes: Sequence[str | None], qualities: Sequence[int | None]) -> np.ndarray:
+        """Which PDQ hashes lie within the radius of one that is named, bool [N].
+
+        A hash of low quality tells little, so of a picture that has one only an equal hash is named.
+        """
+        found = np.zeros(len(hashes), bool)
+        if self.has_pdqs:
+            known = np.array([one is not None for one in hashes], bool)
+            trusted = np.array([(quality or 0) >= PDQ_MIN_QUALITY for quality in qualities], bool)
+            words = pdq_words(hashes)
+            for pdq, radius in zip(self._pdqs, self._radii["pdq"], strict=True):
+                found |= known & (pdq_distance(words, pdq) <= np.where(trusted, radius, 0))
+        return found
+
+    def looks_like(self, hashes: Mapping[str, Any]) -> bool:
+        """Whether a picture is named by how it looks, from its row of the table ``hashes``."""
+        alike = self.phash([hashes["phash"]]) | self.pdq([hashes["pdq"]], [hashes["pdq_quality"]])
+        return bool(alike[0])

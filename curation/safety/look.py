@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field
 
-from curation.dedup.hashes import dhash, luma, luma_std, phash, pixel_sha256
+from curation.dedup.hashes import dhash, luma, luma_std, pdq, phash, pixel_sha256
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.modelfacts import ModelFacts
@@ -100,6 +100,7 @@ class Looker:
 def hash_row(picture: Picture) -> dict[str, Any]:
     """Columns of ``hashes`` of a picture that decoded."""
     grey = luma(picture.rgb)
+    pdq_hash, pdq_quality = pdq(picture.rgb)
     return {
         "ok": True,
         "reason": None,
@@ -110,6 +111,8 @@ def hash_row(picture: Picture) -> dict[str, Any]:
         "pixel_sha256": pixel_sha256(picture.rgb),
         "phash": phash(grey),
         "dhash": dhash(grey),
+        "pdq": pdq_hash,
+        "pdq_quality": pdq_quality,
         "luma_std": luma_std(grey),
     }
 
@@ -117,11 +120,12 @@ def hash_row(picture: Picture) -> dict[str, Any]:
 class LookStage(ShardStage):
     """Decode once: hashes, detections, blurred version, intermediate.
 
-    Of a picture whose pHash is on the takedown list nothing is stored: its row says ``taken_down``.
+    Of a picture whose pHash or PDQ is on the takedown list nothing is stored: its row says ``taken_down``.
     """
 
     name = "look"
     section = "look"
+    version = 2
     kind = "facts"
     after = "fetched"
     reads: ClassVar[tuple[str, ...]] = ("fetched", "images")
@@ -178,7 +182,7 @@ class LookStage(ShardStage):
             try:
                 picture = decode(data, max_pixels=self.config.max_pixels, max_seconds=self.config.max_seconds)
                 hashed = hash_row(picture)
-                reason = TAKEN_DOWN if taken_down.phash([hashed["phash"]])[0] else None
+                reason = TAKEN_DOWN if taken_down.looks_like(hashed) else None
             except DecodeError as error:
                 reason = error.reason
             if reason is not None:

@@ -1,4 +1,4 @@
-"""The safety verdict: what does not decode, is too small, too long, blank, or explicit is dropped."""
+"""The safety verdict: what is on a block list, does not decode, is too small, too long, blank, or explicit is dropped."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from typing import Annotated, Any, ClassVar
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from curation.dedup.hashes import PDQ_MIN_QUALITY, PDQ_RADIUS_BITS
+from curation.safety.blocklist import BlockList, read_block_list
 from curation.safety.detector import EXPLICIT
 from curation.stage import ShardStage, TaskIO, verdict_table
-from training.config import Config
+from training.config import EXECUTION, Config
 
 
 class SafetyConfig(Config):
@@ -29,6 +31,37 @@ class SafetyConfig(Config):
     max_aspect: float = Field(8.0, ge=1, description="longest side over shortest side")
     min_luma_std: float = Field(2.0, ge=0, description="below: one colour, a placeholder")
 
+    blocked_sha256_files: list[str] = Field(
+        default_factory=list,
+        json_schema_extra=EXECUTION,  # their content is in the fingerprint, their paths are not
+        description="files with one sha256 of the bytes of a picture a line",
+    )
+    blocked_pdq_files: list[str] = Field(
+        default_factory=list,
+        json_schema_extra=EXECUTION,
+        description="files with one PDQ hash a line, and maybe its quality",
+    )
+    blocked_pdq_radius_bits: int = Field(PDQ_RADIUS_BITS, ge=0, le=64, description="of 256 bits that may differ")
+    blocked_pdq_min_quality: int = Field(
+        PDQ_MIN_QUALITY, ge=0, le=100, description="pictures and entries with a lower one are not matched"
+    )
+
+    @property
+    def blocked_sha256(self) -> BlockList:
+        """All entries of the files of sha256."""
+        return read_block_list("safety.blocked_sha256_files", "sha256", self.blocked_sha256_files)
+
+    @property
+    def blocked_pdq(self) -> BlockList:
+        """All entries of the files of PDQ hashes that are good enough."""
+        key, floor = "safety.blocked_pdq_files", self.blocked_pdq_min_quality
+        return read_block_list(key, "pdq", self.blocked_pdq_files, min_quality=floor)
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """The limits, and the lists by their content, so that a file may move."""
+        lists = {"blocked_sha256": self.blocked_sha256.values, "blocked_pdq": self.blocked_pdq.values}
+        return {**super().fingerprint_values(), **lists}
+
     @field_validator("nsfw_threshold")
     @classmethod
     def _known_classes(cls, value: dict[str, float]) -> dict[str, float]:
@@ -42,13 +75,40 @@ class SafetyConfig(Config):
 Judgement = tuple[str | None, float | None, float | None]  # reason, score, threshold
 
 
+def judge_blocked(hashes: pa.Table, config: SafetyConfig) -> list[Judgement | None]:
+    """blocked_sha256, or blocked_pdq with the bits to the nearest entry and the radius; None where no list names it.
+
+    Args:
+        hashes: rows of ``hashes``: sha256, pdq, pdq_quality.
+        config: lists and radius.
+    """
+    found: list[Judgement | None] = [None] * hashes.num_rows
+    if (by_look := config.blocked_pdq).entries:
+        radius = config.blocked_pdq_radius_bits
+        distances = by_look.pdq_distances(
+            hashes["pdq"].to_pylist(),
+            hashes["pdq_quality"].to_pylist(),
+            radius_bits=radius,
+            min_quality=config.blocked_pdq_min_quality,
+        )
+        found = [None if bits is None else ("blocked_pdq", float(bits), float(radius)) for bits in distances]
+    if (by_bytes := config.blocked_sha256).entries:
+        names = hashes["sha256"].to_pylist()
+        found = [
+            ("blocked_sha256", None, None) if name in by_bytes else other
+            for name, other in zip(names, found, strict=True)
+        ]
+    return found
+
+
 def judge(
     hashes: dict[str, Any], boxes: list[dict[str, Any]], config: SafetyConfig, *, is_reference: bool
 ) -> Judgement:
     """(reason, score, threshold) of one picture; (None, score, threshold) of the NSFW test where it is kept.
 
-    Tests in this order, the first that fails names the reason: decode_*, too_small, aspect, blank, nsfw. A reference
-    (query or benchmark) is dropped only when it does not decode.
+    Tests in this order, the first that fails names the reason: decode_*, too_small, aspect, blank, nsfw. What a block
+    list names (``judge_blocked``) is not asked for more. A reference (query or benchmark) is dropped only when it does
+    not decode.
 
     Args:
         hashes: row of ``hashes``.
@@ -82,7 +142,7 @@ def judge_nsfw(boxes: list[dict[str, Any]], thresholds: dict[str, float]) -> Jud
 
 
 class SafetyStage(ShardStage):
-    """Verdict over every fetched picture."""
+    """Verdict over every fetched picture. Block lists are held against the pool only; `lvd takedown` reaches all."""
 
     name = "safety"
     section = "safety"
@@ -93,15 +153,23 @@ class SafetyStage(ShardStage):
     roles = ("pool", "query", "benchmark")
     config: SafetyConfig
 
+    def preflight(self) -> None:
+        """The block lists can be read."""
+        self.config.fingerprint_values()
+
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Judge the rows of a shard."""
-        columns = ["image_id", "ok", "reason", "width_px", "height_px", "luma_std"]
-        hashes = {row["image_id"]: row for row in io.table("hashes", columns).to_pylist()}
+        columns = ["image_id", "sha256", "ok", "reason", "width_px", "height_px", "pdq", "pdq_quality", "luma_std"]
+        table = io.table("hashes", columns)
+        hashes = {row["image_id"]: row for row in table.to_pylist()}
         detections = io.table("detections", ["image_id", "boxes"])
         boxes = dict(zip(detections["image_id"].to_pylist(), detections["boxes"].to_pylist(), strict=True))
         is_reference = io.role != "pool"
+        ids = table["image_id"].to_pylist()
+        blocked = {} if is_reference else dict(zip(ids, judge_blocked(table, self.config), strict=True))
         judged = [
-            judge(hashes[image_id], boxes[image_id] or [], self.config, is_reference=is_reference)
+            blocked.get(image_id)
+            or judge(hashes[image_id], boxes[image_id] or [], self.config, is_reference=is_reference)
             for image_id in io.rows["image_id"].to_pylist()
         ]
         return {

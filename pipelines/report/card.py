@@ -225,10 +225,22 @@ def _thresholds(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str,
             for label, score in sections["safety"]["nsfw_threshold"].items():
                 text = f"a box of {label} with a score of at least {{}}"
                 yield _rule(verdict, "nsfw", f"safety.nsfw_threshold.{label}", score, text)
+        if verdict == "safety":
+            yield from _block_lists(sections["safety"])
         if verdict == "near" and (num := len(sections["near"]["blocked_hashes"])):
             yield _rule(
                 verdict, "blocked_hash", "near.blocked_hashes", num, "pHash within these bits of one of {} blocked ones"
             )
+
+
+def _block_lists(safety: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """Rules of the lists that hold something; their entries were counted when the pictures were judged."""
+    if num := safety["blocked_sha256"]["entries"]:
+        text = "sha256 of the bytes is one of {} blocked ones"
+        yield _rule("safety", "blocked_sha256", "safety.blocked_sha256_files", num, text)
+    if num := safety["blocked_pdq"]["entries"]:
+        text = f"PDQ at most {safety['blocked_pdq_radius_bits']} bits from one of {{}} blocked ones"
+        yield _rule("safety", "blocked_pdq", "safety.blocked_pdq_files", num, text)
 
 
 def _rule(verdict: str, reason: str, key: str, value: Any, text: str) -> dict[str, Any]:
@@ -279,8 +291,17 @@ def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     obeyed = (("respect_robots", "robots.txt"), ("respect_opt_out", "opt-out headers"))
     beyond = " and ".join(text for key, text in obeyed if fetch[key])
     yield f"Licences and consent of pictures were not looked at{beyond and f' beyond {beyond}'}."
-    brought = " but the pHashes that the recipe brings" if sections["near"]["blocked_hashes"] else ""
-    yield f"Nothing was compared with any list of known illegal material{brought}."
+    brought = [
+        name
+        for name, is_there in (
+            ("sha256", sections["safety"]["blocked_sha256"]["entries"]),
+            ("PDQ hashes", sections["safety"]["blocked_pdq"]["entries"]),
+            ("pHashes", sections["near"]["blocked_hashes"]),
+        )
+        if is_there
+    ]
+    but = f" but the {' and '.join(brought)} that the recipe brings" if brought else ""
+    yield f"Nothing was compared with any list of known illegal material{but}."
     if sections["embed"]["name"] == "hog-thumb":
         yield "hog-thumb, which chose by meaning, is far below a learned model."
 

@@ -112,6 +112,8 @@ def _facts(connection: Any, image_id: int, url: str | None) -> Iterator[str]:
             yield _entry("final url", row["final_url"])
     for row in rows_of(connection, "SELECT * FROM hashes WHERE image_id = ? AND ok", image_id):
         yield _entry("picture", f"{row['width_px']} x {row['height_px']} px, pHash {row['phash']:016x}")
+        if row.get("pdq") is not None:
+            yield _entry("PDQ", f"{row['pdq']}, quality {row['pdq_quality']}")
     for row in rows_of(connection, "SELECT * FROM detections WHERE image_id = ?", image_id):
         faces = _many(row["num_faces"] or 0, "face") + (" (blurred)" if row["blurred_object"] is not None else "")
         worst = "" if row["nsfw_label"] is None else f", {row['nsfw_label']} {row['nsfw_score']:.3f}"

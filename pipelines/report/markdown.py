@@ -296,7 +296,7 @@ def _removal(card: Card) -> Iterator[str]:
     else:
         yield _text("The recipe names no contact (`fetch.contact`). Whoever passes the set on should name one here.")
     yield _text(
-        "Who keeps the set runs `lvd takedown LIST` with a list of addresses, sha256 or pHashes: the pictures leave "
+        "Who keeps the set runs `lvd takedown LIST` with a list of addresses, sha256 or hashes: the pictures leave "
         "the pool and the tars, and no later run fetches them again."
     )
     taken = card["takedowns"]
