@@ -294,11 +294,7 @@ _TABLES = (
             ("pixel_sha256", pa.string(), "sha256 of shape and RGB bytes"),
             ("phash", pa.uint64(), "imagehash.phash, most significant bit first"),
             ("dhash", pa.uint64(), "imagehash.dhash, most significant bit first"),
-            (
-                "pdq",
-                pa.string(),
-                "PDQ, 64 hex digits, first bit the most significant one; null where it did not decode",
-            ),
+            ("pdq", pa.string(), "PDQ, 64 hex digits, most significant bit first; null where it did not decode"),
             ("pdq_quality", pa.int16(), "of PDQ, 0 to 100; below 50 it is not trusted"),
             ("luma_std", pa.float32(), "standard deviation of luma, 0 to 127; near 0 is a blank picture"),
         ),

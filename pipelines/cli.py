@@ -116,14 +116,10 @@ def _add_run_commands(command: Callable[..., argparse.ArgumentParser]) -> None:
     sub.add_argument("run", nargs="?", default=argparse.SUPPRESS, metavar="RUN", help="the same as --run RUN")
     _run_argument(sub).add_argument("--json", action="store_true", help="print the card as JSON")
     sub = command("takedown", _takedown, "take pictures out of a pool for good, and out of the tars of a run")
-    sub.add_argument(
-        "lists", nargs="+", metavar="LIST", help="a .txt or .csv list; or an address, a sha256, a pHash, a PDQ"
-    )
+    sub.add_argument("lists", nargs="+", metavar="LIST", help="a .txt or .csv list; or an address, a sha256, a hash")
     text = "of the entries; default: told from each, where 64 hex digits are a sha256"
     sub.add_argument("--kind", choices=("url", "sha256", "phash", "pdq"), help=text)
-    sub.add_argument(
-        "--radius", type=int, metavar="BITS", help="of hashes: bits that may differ (default 4 of a pHash, 31 of a PDQ)"
-    )
+    sub.add_argument("--radius", type=int, metavar="BITS", help="that may differ (default: 4 of a pHash, 31 of a PDQ)")
     sub.add_argument("--reason", metavar="TEXT", help="kept with the rules")
     sub.add_argument("--dry-run", action="store_true", help="print which pictures would go, do nothing")
     _run_argument(sub).add_argument("--json", action="store_true")

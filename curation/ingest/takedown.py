@@ -19,7 +19,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from curation.dedup.hashes import PDQ_MIN_QUALITY, PDQ_RADIUS_BITS, pdq_distance, pdq_words
+from curation.dedup.hashes import PDQ_MIN_QUALITY, PDQ_RADIUS_BITS, pdq_nearest, pdq_words
 from curation.dedup.near import hamming
 from curation.ingest.address import AddressError, canonical_url, parse_address
 from curation.schema import TABLES, Part
@@ -146,8 +146,8 @@ def read_rules(
 
     Args:
         entries: each the path of a list, or one address, sha256 or hash itself. A list that ends in .csv has a column
-            ``url``, ``sha256``, ``phash``, ``pdq`` or ``value``, and maybe ``kind``, ``radius_bits`` and ``reason``. Any other
-            has one entry a line; blank lines and lines that begin with # say nothing.
+            ``url``, ``sha256``, ``phash``, ``pdq`` or ``value``, and maybe ``kind``, ``radius_bits`` and ``reason``.
+            Any other has one entry a line; blank lines and lines that begin with # say nothing.
         kind: of all entries that do not name their own; None tells it from each.
         radius_bits: of hashes that do not name their own.
         reason: of entries that do not name their own.
@@ -171,9 +171,7 @@ def read_rules(
             if (rule.radius_bits or 0) > (known.radius_bits or 0):
                 found[rule.key] = rule
     if not found:
-        raise ConfigError(
-            f"takedown: {', '.join(entries)} holds no entry; give one address, sha256, pHash or PDQ a line"
-        )
+        raise ConfigError(f"takedown: {', '.join(entries)} holds no entry; give one address, sha256 or hash a line")
     return list(found.values())
 
 
@@ -318,12 +316,12 @@ class Rules:
         """
         found = np.zeros(len(hashes), bool)
         if self.has_pdqs:
-            known = np.array([one is not None for one in hashes], bool)
             trusted = np.array([(quality or 0) >= PDQ_MIN_QUALITY for quality in qualities], bool)
-            words = pdq_words(hashes)
-            for pdq, radius in zip(self._pdqs, self._radii["pdq"], strict=True):
-                found |= known & (pdq_distance(words, pdq) <= np.where(trusted, radius, 0))
-        return found
+            words, radii = pdq_words(hashes), np.array(self._radii["pdq"])
+            found = pdq_nearest(words, self._pdqs, 0) == 0
+            for radius in np.unique(radii).tolist():
+                found |= trusted & (pdq_nearest(words, self._pdqs[radii == radius], radius) <= radius)
+        return found & np.array([one is not None for one in hashes], bool)
 
     def looks_like(self, hashes: Mapping[str, Any]) -> bool:
         """Whether a picture is named by how it looks, from its row of the table ``hashes``."""

@@ -5,8 +5,8 @@ One entry a line, 64 hex digits first. Commas may follow: of a PDQ its quality, 
 (``sha256``; ``pdq`` or ``hash``; ``quality``) says where they stand. Blank lines and what follows a # in front of the
 digits say nothing. Both kinds are 64 hex digits, so a list is told by the key of the recipe that names it.
 
-A PDQ of a quality below the floor tells little of its picture: neither an entry of a list nor a picture with such a hash
-is matched. An entry without a quality is trusted.
+A PDQ of a quality below the floor tells little of its picture: neither an entry of a list nor a picture with such a
+hash is matched. An entry without a quality is trusted.
 """
 
 from __future__ import annotations
@@ -106,10 +106,13 @@ def _entries(key: str, kind: str, path: str) -> Iterator[tuple[str, int | None]]
         raise ConfigError(f"{key}: {path!r}: {why}; give text files with one {kind} a line") from None
     digits_at, quality_at, named = 0, 1 if kind == "pdq" else -1, False
     for number, line in enumerate(lines, start=1):
-        cells = [cell.strip() for cell in next(csv.reader([line]), [])]
+        where = f"{key}: {path} line {number}"
+        try:
+            cells = [cell.strip() for cell in next(csv.reader([line]), [])]
+        except csv.Error as error:
+            raise ConfigError(f"{where}: {error}; allowed: 64 hex digits, and maybe more after a comma") from None
         if not any(cells) or cells[0].startswith("#"):
             continue
-        where = f"{key}: {path} line {number}"
         if not named:
             named = True
             heads = [cell.lower() for cell in cells]
@@ -126,9 +129,9 @@ def _entries(key: str, kind: str, path: str) -> Iterator[tuple[str, int | None]]
 
 
 def _quality(where: str, cell: str) -> int | None:
-    """A cell that holds no number is a remark; a number that is no quality is a mistake."""
+    """A cell that holds no number is a remark; a number that is no quality may be anything, so it is not guessed."""
     if not cell.isdecimal():
         return None
     if not _QUALITY.fullmatch(cell):
-        raise ConfigError(f"{where}: quality is {cell!r}; allowed: 0 to 100, or nothing")
+        raise ConfigError(f"{where}: quality is {cell!r}; allowed: 0 to 100; a first line may name the columns")
     return int(cell)

@@ -1,4 +1,4 @@
-"""The safety verdict: what is on a block list, does not decode, is too small, too long, blank, or explicit is dropped."""
+"""The safety verdict: what is blocked, does not decode, is too small, too long, blank, or explicit is dropped."""
 
 from __future__ import annotations
 

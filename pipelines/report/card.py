@@ -235,12 +235,16 @@ def _thresholds(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[dict[str,
 
 def _block_lists(safety: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     """Rules of the lists that hold something; their entries were counted when the pictures were judged."""
-    if num := safety["blocked_sha256"]["entries"]:
+    if num := _num_blocked(safety, "sha256"):
         text = "sha256 of the bytes is one of {} blocked ones"
         yield _rule("safety", "blocked_sha256", "safety.blocked_sha256_files", num, text)
-    if num := safety["blocked_pdq"]["entries"]:
+    if num := _num_blocked(safety, "pdq"):
         text = f"PDQ at most {safety['blocked_pdq_radius_bits']} bits from one of {{}} blocked ones"
         yield _rule("safety", "blocked_pdq", "safety.blocked_pdq_files", num, text)
+
+
+def _num_blocked(safety: Mapping[str, Any], kind: str) -> int:
+    return int(safety.get(f"blocked_{kind}", {"entries": 0})["entries"])
 
 
 def _rule(verdict: str, reason: str, key: str, value: Any, text: str) -> dict[str, Any]:
@@ -294,8 +298,8 @@ def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     brought = [
         name
         for name, is_there in (
-            ("sha256", sections["safety"]["blocked_sha256"]["entries"]),
-            ("PDQ hashes", sections["safety"]["blocked_pdq"]["entries"]),
+            ("sha256", _num_blocked(sections["safety"], "sha256")),
+            ("PDQ hashes", _num_blocked(sections["safety"], "pdq")),
             ("pHashes", sections["near"]["blocked_hashes"]),
         )
         if is_there

@@ -40,6 +40,8 @@ def test_a_wrong_type(capsys, tmp_path, fresh):
         ("embed.name=word2vec", "embed.name: got 'word2vec'"),
         ("descriptor.name=sscd:nowhere.pt", "descriptor.name: got 'nowhere.pt'"),
         ("screen.block_list_files=[nowhere.txt]", "nowhere.txt"),
+        ("safety.blocked_sha256_files=[nowhere.txt]", "safety.blocked_sha256_files: 'nowhere.txt': No such file"),
+        ("safety.blocked_pdq_files=[nowhere.csv]", "safety.blocked_pdq_files: 'nowhere.csv': No such file"),
     ],
 )
 def test_missing_weights_and_files(capsys, tmp_path, fresh, override, message):

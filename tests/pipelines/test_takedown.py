@@ -48,6 +48,8 @@ def test_bad_entries_are_one_line_before_any_work(run: str, small_run: Any, tmp_
     assert "list.txt line 2: 'nonsense' is no http address" in capsys.readouterr().err
     assert main(["takedown", "ab" * 32, "--kind", "phash", "--run", run]) == 2
     assert "is no phash: a pHash has 16 hex digits" in capsys.readouterr().err
+    assert main(["takedown", "ab" * 8, "--kind", "pdq", "--run", run]) == 2
+    assert "is no pdq: a PDQ has 64 hex digits" in capsys.readouterr().err
     assert known_rules(small_run.store("pool")) == []
 
 
@@ -71,6 +73,12 @@ def test_pages_that_hold_pictures_go_and_a_run_that_cannot_follow_says_so(run: s
     assert not (small_run.run / "report.html").exists()
     assert not (small_run.run / "held_out.parquet").exists()
     assert small_run.read("images", 3_000_000)[0]["reason"] == "taken_down"
+
+
+def test_a_picture_that_its_pdq_names_goes(small_run: Any):
+    small_run.change("hashes", 3_000_001, 0, pdq="0f" * 32, pdq_quality=90)
+    request = Request(entries=["0f" * 31 + "00"], kind="pdq", dry_run=True)
+    assert [row["image_id"] for row in takedown(str(small_run.run), request, print).pictures] == [SECOND]
 
 
 def test_a_run_without_tars_is_left_to_its_next_command(small_run: Any):

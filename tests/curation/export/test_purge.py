@@ -152,6 +152,25 @@ def test_by_hash_within_its_radius_and_the_same_bytes_elsewhere(small: Any, tmp_
     assert all(rule.kind == "sha256" for rule in known_rules(pool)[1:])
 
 
+def test_by_pdq_also_where_another_model_looked_before_there_were_any(small: Any, tmp_path: Path):
+    pool = small.store("pool")
+    old = small.read("hashes", 3_000_001)
+    before = pa.Table.from_pylist(old, schema=TABLES["hashes"].schema).drop_columns(["pdq", "pdq_quality"])
+    small.put(Part("pool", "hashes/old-1", 3_000_001), before)
+    codes = [{"image_id": row["image_id"], "sha256": row["sha256"], "pca_hash": 7} for row in old]
+    table = pa.Table.from_pylist(codes, schema=TABLES["pca_hashes"].schema)
+    small.put(Part("pool", "pca_hashes/grey32-1", 3_000_001), table)
+    small.change("hashes", 3_000_001, 0, pdq="0f" * 32, pdq_quality=90)
+    put_rules(pool, [rule_of("0f" * 31 + "00", kind="pdq")], tmp_path)
+    assert pictures_named(pool, known_rules(pool)) == {SECOND}
+    needles = traces(pool, SECOND)
+    assert purge(pool, tmp_path, lambda: None).image_ids == {SECOND}
+    assert left_over(pool, needles) == []
+    for folder in ("hashes", "hashes/old-1", "pca_hashes/grey32-1"):
+        assert SECOND not in stored(pool, "hashes", 3_000_001, folder)
+    assert not pending(pool)
+
+
 def test_what_look_met_is_pending_until_it_is_purged(small: Any, tmp_path: Path):
     pool = small.store("pool")
     put_rules(pool, [rule_of("f" * 16, radius_bits=0)], tmp_path)

@@ -12,7 +12,7 @@ from curation.ingest.takedown import Rule, Rules, from_table, merged, read_rules
 from curation.schema import TABLES
 from training.config import ConfigError
 
-SHA256, PHASH = "ab" * 32, "00ff00ff00ff00ff"
+SHA256, PHASH, PDQ = "ab" * 32, "00ff00ff00ff00ff", "0f" * 32
 
 
 @pytest.mark.parametrize(
@@ -30,15 +30,32 @@ def test_the_kind_is_told_from_the_text(text, kind, value):
     assert rule.radius_bits == (4 if kind == "phash" else None)
 
 
+def test_a_pdq_is_one_only_where_it_is_called_one(tmp_path):
+    rule = rule_of(PDQ.upper(), kind="pdq")
+    assert (rule.kind, rule.value, rule.radius_bits) == ("pdq", PDQ, 31)
+    assert rule_of(PDQ, kind="pdq", radius_bits=0).radius_bits == 0
+    assert rule_of(PDQ).kind == "sha256"
+    table = tmp_path / "list.csv"
+    table.write_text(f"pdq,quality,reason\n{PDQ},100,known\n")
+    (rule,) = read_rules([str(table)])
+    assert (rule.key, rule.radius_bits, rule.reason) == (("pdq", PDQ), 31, "known")
+
+
 @pytest.mark.parametrize(
     ("text", "options", "message"),
     [
-        ("p.jpg", {}, r"'p.jpg' is no http address, no sha256 \(64 hex digits\) and no pHash \(16 hex digits\)"),
+        (
+            "p.jpg",
+            {},
+            r"'p.jpg' is no http address, no sha256 \(64 hex digits\), no pHash \(16 hex digits\) and, with kind pdq,",
+        ),
         ("ftp://a.test/p.jpg", {}, "is no http address"),
         ("ftp://a.test/p.jpg", {"kind": "url"}, r"is no url: an address begins with http:// or https://"),
         (PHASH, {"kind": "sha256"}, "is no sha256: a sha256 has 64 hex digits"),
-        (PHASH, {"radius_bits": 17}, "a radius of 17 bits; allowed: 0 to 16"),
-        (SHA256, {"kind": "pdq"}, "kind 'pdq' is not known; allowed: url, sha256, phash"),
+        (PHASH, {"radius_bits": 17}, "a radius of 17 bits; allowed: 0 to 16 of a phash"),
+        (PDQ, {"kind": "pdq", "radius_bits": 65}, "a radius of 65 bits; allowed: 0 to 64 of a pdq"),
+        (PHASH, {"kind": "pdq"}, "is no pdq: a PDQ has 64 hex digits, as `lvd explain` prints"),
+        (SHA256, {"kind": "md5"}, "kind 'md5' is not known; allowed: url, sha256, phash, pdq"),
     ],
 )
 def test_what_is_no_rule_says_why(text, options, message):
@@ -115,6 +132,24 @@ def test_matching():
     assert not none.url("http://a.test/")
     assert not none.has_hashes
     assert none.phash([1, 2]).tolist() == [False, False]
+    assert none.pdq([PDQ, None], [100, None]).tolist() == [False, False]
+
+
+def flipped(pdq: str, num_bits: int) -> str:
+    """A PDQ that differs in its last bits."""
+    return f"{int(pdq, 16) ^ ((1 << num_bits) - 1):064x}"
+
+
+def test_pdqs_within_the_radius_of_one_that_is_named_if_they_tell_something():
+    rules = Rules([rule_of(PDQ, kind="pdq"), rule_of("f0" * 32, kind="pdq", radius_bits=2)])
+    assert rules.has_hashes
+    hashes = [PDQ, flipped(PDQ, 31), flipped(PDQ, 32), flipped("f0" * 32, 2), flipped("f0" * 32, 3), None]
+    assert rules.pdq(hashes, [50] * 6).tolist() == [True, True, False, True, False, False]
+    assert rules.pdq(hashes, [49, 49, 0, 49, 49, None]).tolist() == [True, False, False, False, False, False]
+    row = {"phash": 1, "pdq": flipped(PDQ, 9), "pdq_quality": 80}
+    assert rules.looks_like(row)
+    assert not rules.looks_like({**row, "pdq": flipped(PDQ, 40)})
+    assert Rules([rule_of(f"{1:016x}")]).looks_like({**row, "pdq": None, "pdq_quality": None})
 
 
 @given(

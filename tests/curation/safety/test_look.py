@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from curation.dedup.hashes import dhash, phash, pixel_sha256
+from curation.dedup.hashes import dhash, pdq, phash, pixel_sha256
 from curation.safety.look import LookConfig, LookStage
 from curation.schema import TABLES
 from training.config import ConfigError
@@ -110,11 +110,13 @@ def test_hashes_are_of_the_original(files, looked) -> None:
             picture = decode(files[row["image_id"]])
             assert row["phash"] == phash(picture.rgb)
             assert row["dhash"] == dhash(picture.rgb)
+            assert (row["pdq"], row["pdq_quality"]) == pdq(picture.rgb)
             assert row["pixel_sha256"] == pixel_sha256(picture.rgb)
             assert (row["width_px"], row["height_px"]) == (picture.width_px, picture.height_px)
             assert row["format"] == picture.format
         else:
             assert row["phash"] is row["pixel_sha256"] is row["width_px"] is None
+            assert row["pdq"] is row["pdq_quality"] is None
 
 
 def test_faces_are_blurred_in_both_versions_and_nowhere_else(files, looked) -> None:
@@ -231,14 +233,16 @@ def test_bad_values_are_named_before_any_work() -> None:
             LookConfig(**values)
 
 
-def test_nothing_is_stored_of_a_picture_whose_hash_is_on_the_takedown_list(files):
+@pytest.mark.parametrize("kind", ["phash", "pdq"])
+def test_nothing_is_stored_of_a_picture_whose_hash_is_on_the_takedown_list(files, kind):
     from curation.ingest.takedown import rule_of, to_table
 
     before = Shard(files)
     hashes = LookStage(LookConfig()).run(1, before)["hashes"].to_pylist()
     row = next(row for row in hashes if row["image_id"] == 1_000_000)
     shard = Shard(files)
-    shard.takedowns = to_table([rule_of(f"{row['phash'] ^ 5:016x}", radius_bits=2)])
+    near = f"{row['phash'] ^ 5:016x}" if kind == "phash" else f"{int(row['pdq'], 16) ^ 5:064x}"
+    shard.takedowns = to_table([rule_of(near, kind=kind, radius_bits=2)])
     out = LookStage(LookConfig()).run(1, shard)
     hashed = {row["image_id"]: row for row in out["hashes"].to_pylist()}
     assert (hashed[1_000_000]["ok"], hashed[1_000_000]["reason"]) == (False, "taken_down")

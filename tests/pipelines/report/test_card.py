@@ -158,6 +158,14 @@ def test_limits_follow_the_settings(small_run: Any):
         "Nothing was compared with any list of known illegal material but the pHashes that the recipe brings."
         in (card["limits"])
     )
+    lists = {"blocked_sha256": {"entries": 0, "digest": "a"}, "blocked_pdq": {"entries": 1200, "digest": "b"}}
+    made(small_run, "safety", config=lists)
+    told = {row["reason"]: row["dropped"] for row in write_card(run)["thresholds"]}
+    assert told["blocked_pdq"] == "PDQ at most 31 bits from one of 1,200 blocked ones"
+    assert "blocked_sha256" not in told
+    assert any(
+        "list of known illegal material but the PDQ hashes and pHashes that" in one for one in write_card(run)["limits"]
+    )
     text = format_card(card)
     assert "robots.txt was **not** asked for" in text
     assert "The recipe names no contact" in text
