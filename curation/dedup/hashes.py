@@ -51,8 +51,8 @@ def dhash(picture: np.ndarray) -> int:
 def pdq(rgb: np.ndarray) -> tuple[str, int]:
     """PDQ of uint8 [H, W, 3] as 64 hex digits, its first bit the most significant one, and its quality, 0 to 100.
 
-    That of the wheel ``pdqhash``, which is Meta's reference code (ThreatExchange), on the whole picture: about 14 ms a
-    million pixels, 3 ms a photograph of 500 px. A thumbnail would cost a third and move 6 of the 256 bits in the median
+    That of the wheel ``pdqhash``, which is Meta's reference code (ThreatExchange), on the whole picture: 2 to 3 ms
+    a photograph of 500 px, a tenth of look. A thumbnail would cost a third and move 6 of the 256 bits in the median
     and 18 at most (288 px), 16 and 44 (160 px): too much beside a radius of 31. Sides from 2,048 px on are averaged
     over whole pixels to at least 1,024 px first, which moved at most 6 bits in 60 photographs and bounds memory.
     """

@@ -318,10 +318,11 @@ class Rules:
         if self.has_pdqs:
             trusted = np.array([(quality or 0) >= PDQ_MIN_QUALITY for quality in qualities], bool)
             words, radii = pdq_words(hashes), np.array(self._radii["pdq"])
-            found = pdq_nearest(words, self._pdqs, 0) == 0
+            found |= pdq_nearest(words, self._pdqs, 0) == 0
             for radius in np.unique(radii).tolist():
                 found |= trusted & (pdq_nearest(words, self._pdqs[radii == radius], radius) <= radius)
-        return found & np.array([one is not None for one in hashes], bool)
+            found &= np.array([one is not None for one in hashes], bool)
+        return found
 
     def looks_like(self, hashes: Mapping[str, Any]) -> bool:
         """Whether a picture is named by how it looks, from its row of the table ``hashes``."""

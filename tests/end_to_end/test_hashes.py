@@ -50,7 +50,7 @@ def test_a_block_list_drops_what_it_names_and_redoes_nothing_that_looks(lab, und
         assert "blocked_sha256" in shown
         assert "blocked_pdq" in shown
     assert main(["card", f"{folder}/run"]) == 0
-    card = (folder / "run" / "card.md").read_text()
+    card = (folder / "run" / "card.json").read_text()
     assert "PDQ at most 31 bits from one of 1 blocked ones" in card
     assert "but the sha256 and PDQ hashes that the recipe brings" in card
 
