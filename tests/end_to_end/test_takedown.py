@@ -195,7 +195,8 @@ def test_killed_in_the_middle_the_same_command_finishes_it(lab, folder, chosen, 
     assert lab.curate(folder).summary.num_jobs == 0
 
 
-def test_a_hash_that_look_meets_leaves_the_pool_in_the_same_command(lab, folder, tmp_path):
+@pytest.mark.parametrize("kind", ["phash", "pdq"])
+def test_a_hash_that_look_meets_leaves_the_pool_in_the_same_command(lab, folder, tmp_path, kind):
     """The rule was there before the picture: its bytes are fetched, because only look knows hashes."""
     pool = open_store(f"{folder}/pool")
     picture = pictures(folder).query("in_set and source == 'web'").iloc[0]
@@ -203,7 +204,8 @@ def test_a_hash_that_look_meets_leaves_the_pool_in_the_same_command(lab, folder,
     needles = traces(folder, ids)
     (hashes,) = (folder / "pool" / "hashes").iterdir()
     looked = pd.read_parquet(hashes / f"part-{shard:09d}.parquet").set_index("image_id")
-    rule = rule_of(f"{looked.phash[picture.image_id]:016x}", radius_bits=0)
+    row = looked.loc[picture.image_id]
+    rule = rule_of(f"{row.phash:016x}" if kind == "phash" else row.pdq, kind=kind, radius_bits=0)
     put_rules(pool, [replace(rule, applied=True)], tmp_path)
     for table in ("hashes", "detections", "descriptors", "embeddings"):  # as if nobody had looked yet
         next((folder / "pool" / table).glob(f"*/part-{shard:09d}.parquet")).unlink()
