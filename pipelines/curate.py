@@ -15,7 +15,7 @@ from curation.dedup.describe import Describe, FitDescriptor
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
-from curation.dedup.near import NearConfig, NearPairs
+from curation.dedup.near import NearCodes, NearConfig, NearPairs
 from curation.export.export import Export, ExportConfig
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
 from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplicates
@@ -147,6 +147,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         LookStage(recipe.look),
         SafetyStage(recipe.safety),
         # equal and nearly equal pictures, by hash
+        NearCodes(recipe.near),
         NearPairs(recipe.near),
         NearGroups(recipe.near),
         FitDescriptor(recipe.descriptor),

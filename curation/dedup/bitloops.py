@@ -1,4 +1,4 @@
-"""The compiled loops of the pigeonhole join. Numba takes half a second to import, so whoever needs one imports it there.
+"""The compiled loops of the pigeonhole join. Numba takes half a second to import: whoever needs one imports it there.
 
 Codes are uint64 throughout, and so is all that meets them: numba makes a float of a signed and an unsigned one.
 """
@@ -102,27 +102,42 @@ def sift(codes: np.ndarray, shift: np.uint64, max_bucket: int, over: np.ndarray)
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def add_compares(codes: np.ndarray, outer: np.uint64, inner: np.uint64, num: np.ndarray) -> None:
+    """Add to each bucket the pairs that are to be compared when it is cut by further bits.
+
+    Args:
+        codes: uint64 [N], ascending.
+        outer: bits below the key of the buckets.
+        inner: bits below the further ones.
+        num: int64 [B], added to.
+    """
+    bucket = size = 0
+    for n in range(len(codes)):
+        if n > 0 and codes[n] >> inner != codes[n - 1] >> inner:
+            size = 0
+            bucket += codes[n] >> outer != codes[n - 1] >> outer
+        num[bucket] += size
+        size += 1
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def compare(
-    codes: np.ndarray,
-    start: int,
-    shift: np.uint64,
-    radius: np.uint64,
-    differ: np.ndarray,
-    hits: np.ndarray,
+    codes: np.ndarray, start: int, key: tuple[np.uint64, np.ndarray], radius: np.uint64, hits: np.ndarray
 ) -> tuple[int, int]:
     """Pairs of one bucket within the radius, from the code at ``start`` on, until all are seen or ``hits`` is full.
 
     Args:
         codes: uint64 [N], ascending.
         start: position of the first code whose later ones are looked at.
-        shift: bits below the key.
+        key: how many bits are below it; and masks, uint64 [T]: a pair counts only if it differs in some bit of each,
+            so that it has no earlier key.
         radius: most bits that may differ.
-        differ: masks, uint64 [T]: a pair counts only if it differs in some bit of each, so that it has no earlier key.
         hits: uint64 [H, 2], to be filled; H is at least the largest bucket.
 
     Returns:
         The position to go on from, N at the end, and the number of hits.
     """
+    shift, differ = key
     found = end = 0
     num = len(codes)
     for n in range(start, num):
@@ -165,8 +180,9 @@ def index_of_tops(codes: np.ndarray, shift: np.uint64, starts: np.ndarray) -> No
 
 
 @numba.njit(nogil=True, cache=True, inline="always")  # type: ignore[untyped-decorator]
-def _place(codes: np.ndarray, shift: np.uint64, starts: np.ndarray, code: np.uint64) -> int:
+def _place(index: tuple[np.ndarray, np.ndarray, np.uint64], code: np.uint64) -> np.int64:
     """Position of a code that is there."""
+    codes, starts, shift = index
     top = code >> shift
     low, high = np.int64(starts[top]), np.int64(starts[top + _ONE])
     while high - low > 1:
@@ -180,35 +196,33 @@ def _place(codes: np.ndarray, shift: np.uint64, starts: np.ndarray, code: np.uin
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def least_rows(
-    codes: np.ndarray, distinct: np.ndarray, shift: np.uint64, starts: np.ndarray, least: np.ndarray, last: np.ndarray
+    codes: np.ndarray, index: tuple[np.ndarray, np.ndarray, np.uint64], least: np.ndarray, before: np.ndarray
 ) -> None:
     """The first row of each distinct code, and of each row the one before it with the same code, -1 for the first.
 
     Args:
         codes: uint64 [N], in order of rows.
-        distinct: uint64 [M], ascending.
-        shift: of ``index_of_tops``.
-        starts: of ``index_of_tops``.
+        index: distinct codes, uint64 [M], ascending; starts and shift of ``index_of_tops``.
         least: int32 [M], -1 throughout; filled.
-        last: int32 [N], filled.
+        before: int32 [N], filled.
     """
-    latest = np.empty(len(distinct), np.int32)
+    latest = np.empty(len(least), np.int32)
     for row in range(len(codes)):
-        at = _place(distinct, shift, starts, codes[row])
+        at = _place(index, codes[row])
         if least[at] < 0:
             least[at] = row
-            last[row] = -1
+            before[row] = -1
         else:
-            last[row] = latest[at]
+            before[row] = latest[at]
         latest[at] = row
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def rows_of_hits(
-    hits: np.ndarray, distinct: np.ndarray, shift: np.uint64, starts: np.ndarray, least: np.ndarray, out: np.ndarray
+    hits: np.ndarray, index: tuple[np.ndarray, np.ndarray, np.uint64], least: np.ndarray, out: np.ndarray
 ) -> None:
     """Pairs of rows as one number, the smaller row in the upper half, uint64 [H], of pairs of codes, uint64 [H, 2]."""
     for n in range(len(hits)):
-        a = np.uint64(least[_place(distinct, shift, starts, hits[n, 0])])
-        b = np.uint64(least[_place(distinct, shift, starts, hits[n, 1])])
+        a = np.uint64(least[_place(index, hits[n, 0])])
+        b = np.uint64(least[_place(index, hits[n, 1])])
         out[n] = (min(a, b) << np.uint64(32)) | max(a, b)

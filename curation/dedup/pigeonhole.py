@@ -9,14 +9,15 @@ nothing is carried along. Hits are written back and looked up at the end.
 
 Real hashes cluster, and comparing is quadratic in a bucket. The codes of a bucket agree on the bits of its key, so that
 what differs lies in the others; a bucket of more than ``max_bucket`` codes is cut again by these, into ``radius + 1``
-blocks of which one is a key, and so on. That stays exact.
+blocks of which one is a key, and so on. That stays exact. Where it would not halve the comparing, most codes of the
+bucket are near each other, and it is compared as it is: so no cut costs more than it saves, however deep.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 
@@ -24,7 +25,6 @@ HASH_BITS = 64
 BLOCKS_IN_KEY = 2
 BLOCKS_IN_SUBKEY = 1
 _HITS = 1 << 16  # pairs of codes that are looked up together
-_COUNTS = ("num_codes", "num_buckets", "largest_bucket", "num_rerouted", "num_pairs")
 
 
 class TooManyPairsError(Exception):
@@ -62,16 +62,11 @@ class Found:
     keys: list[KeyReport] = field(default_factory=list)
 
 
-def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Number of differing bits of uint64 codes, int16, broadcast over both shapes."""
-    return np.asarray(np.bitwise_count(np.bitwise_xor(a, b)), dtype=np.int16)
-
-
 def keys_of(width: int, radius_bits: int, blocks_in_key: int) -> list[Key]:
     """Keys over the lowest ``width`` bits: two codes within the radius agree on every bit of at least one of them."""
     num_blocks = radius_bits + blocks_in_key
     edges = [round(i * width / num_blocks) for i in range(num_blocks + 1)]
-    masks = [(1 << high) - (1 << low) for low, high in zip(edges[:-1], edges[1:], strict=True)]
+    masks = [(1 << high) - (1 << low) for low, high in pairwise(edges)]
     found = []
     for chosen in combinations(range(num_blocks), blocks_in_key):
         rest = _gaps([(edges[i], edges[i + 1]) for i in chosen], width)
@@ -107,7 +102,7 @@ def mixed(values: np.ndarray) -> np.ndarray:
     with np.errstate(over="ignore"):
         values = (values ^ (values >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         values = (values ^ (values >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return values ^ (values >> np.uint64(31))
+    return np.asarray(values ^ (values >> np.uint64(31)))
 
 
 def range_of(keys: np.ndarray, key_ranges: int) -> np.ndarray:
@@ -132,19 +127,19 @@ class Rows:
         self.distinct = ordered[first]
         # An entry for every second code or so; one bit at least, for a shift by 64 is not defined.
         bits = max(1, len(self.distinct).bit_length() - 2)
-        self._shift = np.uint64(HASH_BITS - bits)
-        self._starts = np.empty((1 << bits) + 1, np.uint32)
-        bitloops.index_of_tops(self.distinct, self._shift, self._starts)
-        self.least = np.full(len(self.distinct), -1, np.int32)
+        shift, starts = np.uint64(HASH_BITS - bits), np.empty((1 << bits) + 1, np.uint32)
+        bitloops.index_of_tops(self.distinct, shift, starts)
+        self._index = (self.distinct, starts, shift)
+        self._least = np.full(len(self.distinct), -1, np.int32)
         self.before = np.empty(len(codes), np.int32)
-        bitloops.least_rows(codes, self.distinct, self._shift, self._starts, self.least, self.before)
+        bitloops.least_rows(codes, self._index, self._least, self.before)
 
     def of_hits(self, hits: np.ndarray) -> np.ndarray:
         """Pairs of rows, uint64 [H], of pairs of codes, uint64 [H, 2]."""
         from curation.dedup import bitloops
 
         out = np.empty(len(hits), np.uint64)
-        bitloops.rows_of_hits(hits, self.distinct, self._shift, self._starts, self.least, out)
+        bitloops.rows_of_hits(hits, self._index, self._least, out)
         return out
 
 
@@ -257,8 +252,27 @@ class _Join:
         if num_over:
             over = over[:num_over].copy()
             del ordered
-            for subkey in keys_of(below, self.radius_bits, BLOCKS_IN_SUBKEY):
-                self.by_key(over, subkey, below, trail)
+            self._cut_again(over, below, trail)
+
+    def _cut_again(self, ordered: np.ndarray, below: int, trail: _Trail) -> None:
+        """Pairs of codes in buckets of equal bits from ``below`` up, by further bits where that saves work."""
+        from curation.dedup import bitloops
+
+        subkeys = keys_of(below, self.radius_bits, BLOCKS_IN_SUBKEY)
+        tops = ordered >> np.uint64(below)
+        sizes = np.diff(np.flatnonzero(np.concatenate([[True], tops[1:] != tops[:-1], [True]])))
+        num_compares = np.zeros(len(sizes), np.int64)
+        written = np.empty_like(ordered)
+        for subkey in subkeys:
+            bitloops.moved(ordered, subkey.moves, written)
+            written.sort()
+            bitloops.add_compares(written, np.uint64(below), np.uint64(below - subkey.num_bits), num_compares)
+        worth = np.repeat(2 * num_compares <= sizes * (sizes - 1) // 2, sizes)
+        self._compare(ordered[~worth], below, int(sizes.max()), trail)
+        ordered = ordered[worth]
+        if len(ordered):
+            for subkey in subkeys:
+                self.by_key(ordered, subkey, below, trail)
 
     def _compare(self, ordered: np.ndarray, below: int, largest: int, trail: _Trail) -> None:
         from curation.dedup import bitloops
@@ -266,9 +280,8 @@ class _Join:
         hits = np.empty((max(_HITS, largest + 1), 2), np.uint64)
         start = 0
         while start < len(ordered):
-            start, num = bitloops.compare(
-                ordered, start, np.uint64(below), np.uint64(self.radius_bits), trail.differ, hits
-            )
+            key = np.uint64(below), trail.differ
+            start, num = bitloops.compare(ordered, start, key, np.uint64(self.radius_bits), hits)
             if not num:
                 continue
             self.report.num_pairs += num
