@@ -180,7 +180,11 @@ def ids_in_pairs(io: TaskIO, parts: Sequence[Part]) -> tuple[np.ndarray, int]:
 
 
 def group_near_pairs(io: TaskIO, *, shards: list[int], num_parts: int) -> pa.Table:
-    """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time."""
+    """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time.
+
+    Memory: 9 bytes a pair and 8 a picture that is in one are held. Beside them ranking takes about 800 a picture (names
+    as text), and components and stars about 80 a pair.
+    """
     parts = [io.part("near_pairs", index) for index in range(num_parts)]
     ids, num_pairs = ids_in_pairs(io, parts)
     a, b, distance = np.empty(num_pairs, np.int32), np.empty(num_pairs, np.int32), np.empty(num_pairs, np.uint8)

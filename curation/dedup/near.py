@@ -31,8 +31,8 @@ from curation.schema import TABLES
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO
 from training.config import Config, ConfigError
 
-_ROWS_IN_GROUP = 1 << 23  # of `near_codes`, at most: 380 MB while they are sorted
-_BYTES_OF_CODE = 96  # of a row of `near_codes` while its range is joined
+_ROWS_IN_GROUP = 1 << 23  # of `near_codes`, at most: 440 MB while they are sorted
+_BYTES_OF_CODE = 128  # of a row of `near_codes` while its range is joined, at most
 _BYTES_OF_PAIR = 48  # of a pair until it is written
 
 
@@ -48,7 +48,7 @@ class NearConfig(Config):
     key_ranges: int = Field(
         8, ge=1, le=4096, description="parts of `near_pairs`: a task holds about 1/key_ranges of the codes a key"
     )
-    # Cutting again takes as long as comparing between 256 and 2,048 codes; ten times more cost 1.3 times more.
+    # From 256 to 2,048 codes the time is the same within a tenth, also where one key holds a million codes.
     max_bucket: int = Field(1024, ge=2, description="fuller buckets are cut again by other bits; changes no pair")
     blocked_hashes: tuple[str, ...] = ()  # pHashes as 16 hex digits; pictures within the radius of one are dropped
 
@@ -189,7 +189,7 @@ def codes_by_range(
 ) -> pa.Table:
     """One part of ``near_codes``, of a group of shards. What is blocked is dropped, so it must not stand for a group.
 
-    Memory: 48 bytes a row, and 32 a picture for each key.
+    Memory: 52 bytes a row at most, whatever `execution.task_memory_mb` says: the groups are the same everywhere.
     """
     names = parse_hashes(blocked)
     pieces = [codes_of(io, shard, hash_name, names, radius_bits) for shard in shards]
@@ -284,8 +284,8 @@ def groups_by_size(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list
 class NearCodes(GlobalStage):
     """The shuffle: the hash of each picture for every range of keys that has to compare it.
 
-    A row is 20 bytes in memory and about 11 as stored. With 15 keys (radius 4) a picture is in 6.9 of 8 ranges, 13.5 of
-    64, 15 of 1,000 or more: 80 to 170 bytes a picture, less where codes repeat.
+    A row is 20 bytes in memory and 13 as stored. With 15 keys (radius 4) a picture is in 6.9 of 8 ranges, 13.5 of 64,
+    15 of 1,000 or more: 87, 170 or 194 bytes of disk a picture, 13 where its code repeats one of the same group.
     """
 
     name = "near_codes"

@@ -97,7 +97,7 @@ def test_order_of_shards_and_memory_change_no_byte(memory_io: Any) -> None:
 
     before = made(io)
     assert sum(table.num_rows for table in before[:3]) > 1000
-    small = replace(io, memory_bytes=200_000)  # a thousand codes, two thousand pairs: several passes over the keys
+    small = replace(io, memory_bytes=200_000)  # 781 codes, 2,083 pairs: several passes over the keys
     assert made(small) == before
     io.kept_ids = dict(reversed(io.kept_ids.items()))
     io.tables = dict(reversed(io.tables.items()))
