@@ -15,7 +15,8 @@ from curation.dedup.describe import Describe, FitDescriptor
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
-from curation.dedup.near import NearCodes, NearConfig, NearPairs
+from curation.dedup.near import NearConfig, NearPairs
+from curation.dedup.near_codes import NearCodes
 from curation.export.export import Export, ExportConfig
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
 from curation.ingest.screen import ScreenConfig, Screened, ScreenKeys, UrlDuplicates

@@ -13,7 +13,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from curation.dedup.near import NearConfig, blocked_distance, codes_of, parse_hashes, rows_at
+from curation.dedup.near import NearConfig, blocked_distance, parse_hashes, rows_at
+from curation.dedup.near_codes import codes_of
 from curation.schema import TABLES, Part, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 

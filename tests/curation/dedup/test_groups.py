@@ -16,7 +16,8 @@ from curation.dedup.groups import (
     representatives,
     stars,
 )
-from curation.dedup.near import NearCodes, NearConfig, NearPairs, near_pairs
+from curation.dedup.near import NearConfig, NearPairs, near_pairs
+from curation.dedup.near_codes import NearCodes
 from curation.schema import image_ids
 
 graphs = st.integers(1, 25).flatmap(

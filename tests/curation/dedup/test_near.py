@@ -9,15 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from curation.dedup.near import (
-    NearCodes,
-    NearConfig,
-    NearPairs,
-    groups_by_size,
-    hamming,
-    near_pairs,
-    rows_by_range,
-)
+from curation.dedup.near import NearConfig, NearPairs, hamming, near_pairs
+from curation.dedup.near_codes import NearCodes, groups_by_size, rows_by_range
 from curation.schema import image_ids
 from training.config import ConfigError
 
@@ -75,7 +68,7 @@ def test_a_pair_is_found_however_the_work_is_cut(
     io = new_io()
     ids = pool(io, codes, cuts)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("curation.dedup.near._ROWS_IN_GROUP", rows_in_group * min(15, key_ranges))
+        patch.setattr("curation.dedup.near_codes._ROWS_IN_GROUP", rows_in_group * min(15, key_ranges))
         config = NearConfig(radius_bits=radius, key_ranges=key_ranges, max_bucket=max_bucket)
         found = pairs_of(io, config)
     a, b, distance, _ = near_pairs(codes, ids, radius_bits=radius)

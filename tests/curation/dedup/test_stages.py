@@ -12,7 +12,8 @@ from curation.dedup.describe import vectors_table
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
-from curation.dedup.near import NearCodes, NearConfig, NearPairs
+from curation.dedup.near import NearConfig, NearPairs
+from curation.dedup.near_codes import NearCodes
 from curation.schema import image_ids
 from training.config import ConfigError
 
