@@ -349,15 +349,43 @@ _TABLES = (
         ),
     ),
     Table(
+        name="near_codes",
+        root="run",
+        kind="output",
+        parts="group",
+        row="one picture that is to be compared in one key range, sorted by range and image_id; part = group of shards",
+        schema=_schema(
+            ("range", pa.int32(), "key range: a part of near_pairs"),
+            ("code", pa.uint64(), "its hash"),
+            _ID,
+        ),
+        row_group_rows=16_384,  # a task reads one range of each part
+    ),
+    Table(
         name="near_pairs",
         root="run",
         kind="output",
         parts="task",
-        row="one pair of pictures with hashes within the radius, a < b; part = key range",
+        row="one pair of pictures with hashes within the radius, a < b, sorted; part = key range",
         schema=_schema(
             ("a", pa.int64(), "image_id"),
             ("b", pa.int64(), "image_id"),
-            ("distance_bits", pa.int16(), "Hamming distance of their pHashes"),
+            ("distance_bits", pa.int16(), "Hamming distance of their hashes"),
+        ),
+    ),
+    Table(
+        name="near_report",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one key by which hashes are compared, and what became of it in one key range; part = key range",
+        schema=_schema(
+            ("key", pa.int32(), "number; a pair belongs to the first one on whose bits its hashes agree"),
+            ("num_codes", pa.int64(), "different hashes"),
+            ("num_buckets", pa.int64(), "different values of the bits of the key among them"),
+            ("largest_bucket", pa.int64(), "most hashes with one value"),
+            ("num_rerouted", pa.int64(), "hashes in buckets above `near.max_bucket`, which were cut by other bits"),
+            ("num_pairs", pa.int64(), "pairs of different hashes within the radius that belong to the key"),
         ),
     ),
     Table(
@@ -365,13 +393,14 @@ _TABLES = (
         root="run",
         kind="output",
         parts="single",
-        row="one picture that is in a group of two or more",
+        row="one picture that is in a group of two or more, sorted by image_id",
         schema=_schema(
             _ID,
             ("representative_id", pa.int64(), "the picture kept for the group"),
             ("exact", pa.bool_(), "its bytes equal the representative's"),
-            ("distance_bits", pa.int16(), "Hamming distance of its pHash to the representative's"),
+            ("distance_bits", pa.int16(), "Hamming distance of its hash to the representative's"),
         ),
+        row_group_rows=4096,  # near reads it by ranges of image_id
     ),
     Table(
         name="near",

@@ -113,6 +113,9 @@ class Context(Protocol):
     def num_rows(self, part: Part) -> int:
         """Rows of a committed part."""
 
+    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        """A committed part, for what is told of it; plans go by digests."""
+
     def is_done(self, stage: Stage, task: Task) -> bool:
         """Whether a task has nothing left to do."""
 
@@ -124,11 +127,13 @@ class Context(Protocol):
 class Task:
     """One call of a module-level function, ``function(io, **args) -> pa.Table``, whose table is the part ``writes``.
 
-    It is done when that part is there with the fingerprint of (stage, function, args, content of ``reads``).
+    It is done when that part is there with the fingerprint of (stage, function, args, content of ``reads``). With
+    ``also`` the function returns a tuple of tables, for ``writes`` and then for these.
     """
 
-    function: Callable[..., pa.Table]
+    function: Callable[..., pa.Table | tuple[pa.Table, ...]]
     writes: Part
+    also: tuple[Part, ...] = ()
     args: Mapping[str, Any] = field(default_factory=dict)  # JSON-able: ids, names, small numbers
     reads: tuple[Part, ...] = ()
     once: bool = False  # a fit: when it is there it stays, whatever its inputs became since

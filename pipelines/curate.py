@@ -16,6 +16,7 @@ from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
 from curation.dedup.near import NearConfig, NearPairs
+from curation.dedup.near_codes import NearCodes
 from curation.dedup.pcahash import FitPcaHash, PcaHashConfig, PcaHashes
 from curation.export.export import Export, ExportConfig
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
@@ -151,6 +152,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         # equal and nearly equal pictures, by hash
         FitPcaHash(recipe.pca_hash, recipe.near.hash),
         PcaHashes(recipe.pca_hash, recipe.near.hash),
+        NearCodes(recipe.near),
         NearPairs(recipe.near),
         NearGroups(recipe.near),
         FitDescriptor(recipe.descriptor),

@@ -166,7 +166,7 @@ def _walk(ledger: Ledger, stage: GlobalStage, do: Callable[[list[Job]], None] | 
             raise NotDoneError(undone, len(tasks))
         if undone and do is not None:
             do([found.job for found in undone])
-        written.extend(task.writes for task in tasks)
+        written.extend(part for task in tasks for part in (task.writes, *task.also))
         note()
 
     def note() -> None:

@@ -102,6 +102,10 @@ class Ledger:
         """Rows of a committed part."""
         return self._there(part).num_rows
 
+    def read(self, part: Part, columns: Sequence[str] | None = None) -> pa.Table:
+        """A committed part."""
+        return read_part(self.stores[part.root], part, columns)
+
     def is_done(self, stage: Stage, task: Task) -> bool:
         """Whether a task has nothing left to do."""
         return self.undone_task(stage, task) is None
@@ -209,10 +213,11 @@ class Ledger:
             if stands and not self._to_redo(stage, task.writes):
                 return None
         origin = _origin(stage, inputs)
-        why = self._why(stage, (task.writes,), origin)
+        parts = (task.writes, *task.also)
+        why = self._why(stage, parts, origin)
         if why is None:
             return None
-        job = self._job(stage, origin, (task.writes,), function=_name_of(task.function), args=task.args)
+        job = self._job(stage, origin, parts, function=_name_of(task.function), args=task.args)
         return Undone(job=job, why=why)
 
     def changed_config(self, stage: Stage, footer: Footer) -> str:

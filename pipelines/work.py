@@ -228,9 +228,11 @@ def execute(job: Job, where: Where) -> Done:
         else:
             assert job.function is not None
             module, _, name = job.function.partition(":")
-            table = getattr(importlib.import_module(module), name)(io, **job.args)
-            _check_schema(job.stage, job.writes[0], table)
-            made, num_rows = {job.writes[0]: table}, table.num_rows
+            returned = getattr(importlib.import_module(module), name)(io, **job.args)
+            tables = returned if isinstance(returned, tuple) else (returned,)
+            made, num_rows = dict(zip(job.writes, tables, strict=True)), tables[0].num_rows
+            for part, table in made.items():
+                _check_schema(job.stage, part, table)
         check_leases(where)
         # The first table is the one that says what is done: it goes last.
         footers = {part: _commit(table, part, job, where, scratch) for part, table in reversed(made.items())}

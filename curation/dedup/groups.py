@@ -7,13 +7,15 @@ Components and stars depend on the set of pairs only, never on the order of part
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow as pa
 
-from curation.dedup.near import NearConfig, blocked_distance, codes_of, parse_hashes, rows_at
-from curation.schema import TABLES
+from curation.dedup.near import NearConfig, blocked_distance, parse_hashes, rows_at
+from curation.dedup.near_codes import codes_of
+from curation.schema import TABLES, Part, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 
 # --- pure functions -------------------------------------------------------------------------------------------------
@@ -117,29 +119,24 @@ def near_groups(
     Nodes with equal codes are one node of the star graph, as the chain of zero distances says.
 
     Args:
-        a: node, int64 [E].
-        b: node, int64 [E].
-        distance: bits, int16 [E].
+        a: node, int64 or int32 [E].
+        b: node, of the same kind [E].
+        distance: bits, whole numbers [E].
         rank: rank as representative, int64 [N].
 
     Returns:
         Node number of the representative, int64 [N], and distance_bits, int16 [N].
     """
-    num_nodes = len(rank)
     zero = distance == 0
-    code = connected_components(num_nodes, a[zero], b[zero])
-    best = representatives(code, rank)  # the picture that stands for its code
-    left, right = best[a[~zero]], best[b[~zero]]
-    centre = stars(rank, left, right)[best]
-    pairs = np.concatenate([left * num_nodes + right, right * num_nodes + left])
-    bits = np.concatenate([distance[~zero]] * 2)
-    order = np.argsort(pairs, kind="stable")
-    pairs, bits = pairs[order], bits[order]
-    far = np.flatnonzero(centre != best)
-    out = np.zeros(num_nodes, np.int16)
-    if len(far):
-        out[far] = bits[np.searchsorted(pairs, best[far] * num_nodes + centre[far])]
-    return centre, out
+    code = connected_components(len(rank), a[zero], b[zero])
+    best = representatives(code, rank).astype(a.dtype)  # the picture that stands for its code
+    left, right, bits = best[a[~zero]], best[b[~zero]], distance[~zero]
+    centre = stars(rank, left, right)
+    to_centre = np.zeros(len(rank), np.int16)
+    for member, other in ((left, right), (right, left)):
+        taken = centre[member] == other
+        to_centre[member[taken]] = bits[taken]
+    return centre[best], to_centre[best]
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -170,13 +167,37 @@ def ranks_of(io: TaskIO, ids: np.ndarray, shards: list[int]) -> tuple[np.ndarray
     return representative_rank(ids, np.concatenate(pixels), np.concatenate(num_bytes), names), names
 
 
+def ids_in_pairs(io: TaskIO, parts: Sequence[Part]) -> tuple[np.ndarray, int]:
+    """Ids of all pictures that are in a pair, int64, ascending, and the number of pairs."""
+    ids, fresh, num_fresh, num_pairs = np.empty(0, np.int64), [np.empty(0, np.int64)], 0, 0
+    for part in parts:
+        pairs = io.read(part, ["a", "b"])
+        num_pairs += pairs.num_rows
+        fresh.append(np.unique(np.concatenate([pairs["a"].to_numpy(), pairs["b"].to_numpy()])))
+        num_fresh += len(fresh[-1])
+        if num_fresh > len(ids):  # so that all merges together take no longer than a few of the whole
+            ids, fresh, num_fresh = np.unique(np.concatenate([ids, *fresh])), [], 0
+    return np.unique(np.concatenate([ids, *fresh])), num_pairs
+
+
 def group_near_pairs(io: TaskIO, *, shards: list[int], num_parts: int) -> pa.Table:
-    """The table ``near_groups`` from all parts of ``near_pairs``; holds only the pictures that are in a pair."""
-    pairs = pa.concat_tables([io.read(io.part("near_pairs", index)) for index in range(num_parts)])
-    a, b, distance = (pairs[name].to_numpy() for name in ("a", "b", "distance_bits"))
-    ids = np.unique(np.concatenate([a, b]))
+    """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time.
+
+    Memory: 9 bytes a pair and 8 a picture that is in one are held. Beside them ranking takes about 800 a picture (names
+    as text), and components and stars about 80 a pair.
+    """
+    parts = [io.part("near_pairs", index) for index in range(num_parts)]
+    ids, num_pairs = ids_in_pairs(io, parts)
+    a, b, distance = np.empty(num_pairs, np.int32), np.empty(num_pairs, np.int32), np.empty(num_pairs, np.uint8)
+    end = 0
+    for part in parts:
+        pairs = io.read(part)
+        start, end = end, end + pairs.num_rows
+        a[start:end] = np.searchsorted(ids, pairs["a"].to_numpy())
+        b[start:end] = np.searchsorted(ids, pairs["b"].to_numpy())
+        distance[start:end] = pairs["distance_bits"].to_numpy()
     rank, sha256 = ranks_of(io, ids, shards)
-    centre, bits = near_groups(np.searchsorted(ids, a), np.searchsorted(ids, b), distance, rank=rank)
+    centre, bits = near_groups(a, b, distance, rank=rank)
     exact = sha256[centre] == sha256
     size = np.bincount(centre, minlength=len(ids))[centre]
     keep = size > 1  # a picture whose neighbours all went to other centres is alone
@@ -192,6 +213,10 @@ class NearGroups(GlobalStage):
     reads = ("near_pairs", "safety", "hashes", "images")
     writes = ("near_groups",)
     config: NearConfig
+
+    def fingerprint_values(self) -> dict[str, Any]:
+        """All but the cap, which is for ``near_pairs``."""
+        return self.config.values_but_the_cap()
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One task over all pairs."""
@@ -223,6 +248,10 @@ class Near(ShardStage):
     writes = ("near",)
     config: NearConfig
 
+    def fingerprint_values(self) -> dict[str, Any]:
+        """All but the cap, which is for ``near_pairs``."""
+        return self.config.values_but_the_cap()
+
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """One row for each picture that safety kept."""
         ids = io.rows["image_id"].to_numpy()
@@ -231,7 +260,7 @@ class Near(ShardStage):
         score = np.full(len(ids), np.nan, np.float32)
         representative = ids.copy()
 
-        groups = io.table("near_groups")
+        groups = io.read(io.part("near_groups", 0), within=("image_id", *id_range(shard, shard)))
         group_ids = groups["image_id"].to_numpy()
         mine = np.flatnonzero(np.isin(group_ids, ids))
         place = rows_at(ids, group_ids[mine])

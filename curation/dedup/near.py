@@ -1,30 +1,38 @@
-"""Near-duplicates by perceptual hash: every pair of pictures whose pHashes differ in few bits.
+"""Near-duplicates by perceptual hash: every pair of pictures whose hashes differ in few bits.
 
-Pigeonhole: the 64 bits are cut into ``radius + 2`` blocks. Two codes within the radius differ in at most ``radius``
-blocks, so they agree on at least two; every choice of two blocks is a key, codes are sorted by it and compared inside
-a bucket. The result is exact. Equal codes are collapsed first and joined as a chain, so that a thousand copies of one
-logo are 999 pairs and one code.
+Work is cut by key (``pigeonhole``): a key and its value fall into one of ``key_ranges`` ranges, so whole buckets do.
+``near_codes`` reads each hash once and writes it for every range that one of its keys falls into; a task of
+``near_pairs`` then reads the rows of its range out of all parts. A pair belongs to the first key on which its codes
+agree, so it is written once over all ranges.
 
-Work is cut by key: task ``p`` of ``key_ranges`` takes the keys whose mixed value is ``p`` modulo ``key_ranges``, and so
-whole buckets. A pair belongs to the first key on which its codes agree, so it is written once over all tasks.
+Equal codes are collapsed first and joined as a chain, so that a thousand copies of one logo are 999 pairs and one code.
 """
 
 from __future__ import annotations
 
 import re
-from itertools import combinations
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from curation.dedup.pigeonhole import (
+    BLOCKS_IN_KEY,
+    HASH_BITS,
+    KeyReport,
+    TooManyPairsError,
+    find_pairs,
+    keys_of,
+    range_of,
+)
 from curation.schema import TABLES
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO
-from training.config import Config
+from training.config import Config, ConfigError
 
-HASH_BITS = 64
-BLOCKS_IN_KEY = 2
+_BYTES_OF_CODE = 128  # of a row of `near_codes` while its range is joined, at most
+_BYTES_OF_PAIR = 48  # of a pair until it is written
 
 
 class NearConfig(Config):
@@ -37,8 +45,10 @@ class NearConfig(Config):
         "phash", description="column of `hashes` that is compared; blocked_hashes are pHashes whatever it is"
     )
     key_ranges: int = Field(
-        8, ge=1, le=4096
-    )  # parts of `near_pairs`; a task holds about 1/key_ranges of the codes a key
+        8, ge=1, le=4096, description="parts of `near_pairs`: a task holds about 1/key_ranges of the codes a key"
+    )
+    # From 256 to 2,048 codes the time is the same within 15 %, also where one bucket holds a million codes.
+    max_bucket: int = Field(1024, ge=2, description="fuller buckets are cut again by other bits; changes no pair")
     blocked_hashes: tuple[str, ...] = ()  # pHashes as 16 hex digits; pictures within the radius of one are dropped
 
     @field_validator("blocked_hashes")
@@ -51,6 +61,10 @@ class NearConfig(Config):
                 )
         return tuple(sorted({text.lower() for text in value}))
 
+    def values_but_the_cap(self) -> dict[str, Any]:
+        """What decides pairs and groups."""
+        return {name: value for name, value in self.fingerprint_values().items() if name != "max_bucket"}
+
 
 # --- pure functions -------------------------------------------------------------------------------------------------
 
@@ -58,24 +72,6 @@ class NearConfig(Config):
 def hamming(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Number of differing bits of uint64 codes, int16, broadcast over both shapes."""
     return np.asarray(np.bitwise_count(np.bitwise_xor(a, b)), dtype=np.int16)
-
-
-def key_masks(radius_bits: int) -> list[int]:
-    """Masks of the keys: two codes within the radius agree on every bit of at least one of them."""
-    num_blocks = radius_bits + BLOCKS_IN_KEY
-    edges = [round(i * HASH_BITS / num_blocks) for i in range(num_blocks + 1)]
-    blocks = [(1 << edges[i + 1]) - (1 << edges[i]) for i in range(num_blocks)]
-    return [sum(chosen) for chosen in combinations(blocks, BLOCKS_IN_KEY)]
-
-
-def range_of(keys: np.ndarray, key_ranges: int) -> np.ndarray:
-    """Range that a masked code belongs to, int64; mixed by the finaliser of splitmix64, so that ranges are even."""
-    mixed = keys.astype(np.uint64)
-    with np.errstate(over="ignore"):
-        mixed = (mixed ^ (mixed >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-        mixed = (mixed ^ (mixed >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    mixed ^= mixed >> np.uint64(31)
-    return (mixed % np.uint64(key_ranges)).astype(np.int64)
 
 
 def blocked_distance(codes: np.ndarray, blocked: np.ndarray) -> np.ndarray:
@@ -86,62 +82,15 @@ def blocked_distance(codes: np.ndarray, blocked: np.ndarray) -> np.ndarray:
     return best
 
 
-def equal_codes(codes: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Collapse equal codes: distinct codes, the least id of each, and the chain of pairs that joins equal ones.
-
-    Args:
-        codes: uint64 [N].
-        ids: int64 [N].
-
-    Returns:
-        codes [M], least ids [M], then a and b of the chain with a < b, [N - M] each.
-    """
-    order = np.lexsort((ids, codes))
-    codes, ids = codes[order], ids[order]
-    first = np.ones(len(codes), bool)
-    first[1:] = codes[1:] != codes[:-1]
-    again = np.flatnonzero(~first)
-    return codes[first], ids[first], ids[again - 1], ids[again]
-
-
-def bucket_pairs(codes: np.ndarray, key_index: int, radius_bits: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of distinct codes within the radius whose first common key is ``key_index``.
-
-    Each step compares all codes with the one that lies ``step`` places further in the same bucket: memory stays linear
-    in the number of codes however full a bucket is, and the result stays exact.
-
-    Args:
-        codes: uint64 [N], distinct.
-        key_index: position in ``key_masks(radius_bits)``.
-        radius_bits: largest distance of a pair.
-
-    Returns:
-        Positions i and j in ``codes`` of each pair, int64.
-    """
-    masks = [np.uint64(mask) for mask in key_masks(radius_bits)]
-    keys = codes & masks[key_index]
-    order = np.argsort(keys, kind="stable")
-    keys, codes = keys[order], codes[order]
-    left, right = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    alive = np.arange(len(codes))
-    step = 0
-    while len(alive):
-        step += 1
-        alive = alive[alive + step < len(codes)]
-        alive = alive[keys[alive] == keys[alive + step]]
-        other = codes[alive] ^ codes[alive + step]
-        hit = np.bitwise_count(other) <= radius_bits
-        for mask in masks[:key_index]:
-            hit &= (other & mask) != 0
-        left.append(order[alive[hit]])
-        right.append(order[alive[hit] + step])
-    return np.concatenate(left), np.concatenate(right)
+def parse_hashes(blocked: list[str] | tuple[str, ...]) -> np.ndarray:
+    """Hex digits to codes, uint64 [N]."""
+    return np.array([int(text, 16) for text in blocked], np.uint64)
 
 
 def near_pairs(
-    codes: np.ndarray, ids: np.ndarray, *, radius_bits: int, key_ranges: int = 1, key_range: int = 0
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs within the radius that belong to one range of keys; over all ranges each pair comes once.
+    codes: np.ndarray, ids: np.ndarray, *, radius_bits: int, max_bucket: int = 1024, **options: Any
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[KeyReport]]:
+    """Pairs of pictures within the radius that belong to one range of keys; over all ranges each pair comes once.
 
     Of several pictures with one code the pair of codes is given for the least id only; the chain of zero distances
     joins the others to it.
@@ -150,29 +99,21 @@ def near_pairs(
         codes: uint64 [N].
         ids: int64 [N], distinct.
         radius_bits: largest distance of a pair.
-        key_ranges: number of ranges.
-        key_range: the one to answer for.
+        max_bucket: buckets with more codes are cut again.
+        options: ``key_ranges``, ``key_range``, ``keys``, ``most_pairs`` of ``find_pairs``.
 
     Returns:
-        a, b (int64, a < b) and distance_bits (int16), sorted by (a, b).
+        a, b (int64, a < b) and distance_bits (int16), sorted by (a, b); then what was counted of each key.
+
+    Raises:
+        TooManyPairsError: more than ``most_pairs`` were found.
     """
-    parts: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
-    for index, mask in enumerate(key_masks(radius_bits)):
-        mine = range_of(codes & np.uint64(mask), key_ranges) == key_range
-        distinct, least, chain_a, chain_b = equal_codes(codes[mine], ids[mine])
-        i, j = bucket_pairs(distinct, index, radius_bits)
-        parts.append((least[i], least[j], hamming(distinct[i], distinct[j])))
-        if index == 0:  # equal codes agree on every key, the first one included
-            parts.append((chain_a, chain_b, np.zeros(len(chain_a), np.int16)))
-    a, b, distance = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-    a, b = np.minimum(a, b), np.maximum(a, b)
-    order = np.lexsort((b, a))
-    return a[order], b[order], distance[order]
-
-
-def parse_hashes(blocked: list[str] | tuple[str, ...]) -> np.ndarray:
-    """Hex digits to codes, uint64 [N]."""
-    return np.array([int(text, 16) for text in blocked], np.uint64)
+    if (ids[1:] < ids[:-1]).any():
+        order = np.argsort(ids)
+        codes, ids = codes[order], ids[order]
+    found = find_pairs(codes, radius_bits=radius_bits, max_bucket=max_bucket, **options)
+    low, high = found.pairs >> np.uint64(32), found.pairs & np.uint64(0xFFFFFFFF)
+    return ids[low], ids[high], hamming(codes[low], codes[high]), found.keys
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -192,68 +133,115 @@ def rows_at(table_ids: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     return place
 
 
-def codes_of(io: TaskIO, shard: int) -> tuple[np.ndarray, np.ndarray]:
-    """Codes (pHash, uint64) and ids of what safety kept in a shard, in id order."""
-    kept = io.kept("safety", shard)["image_id"].to_numpy()
-    table = io.read(io.part("hashes", shard), ["image_id", "phash"])
-    place = rows_at(table["image_id"].to_numpy(), kept)
-    codes = table["phash"].take(pa.array(place)).combine_chunks()
-    known = ~codes.is_null().to_numpy(zero_copy_only=False)
-    return codes.fill_null(0).to_numpy().astype(np.uint64)[known], kept[known]
+def pairs_of_range(
+    io: TaskIO, *, groups: list[int], key_range: int, key_ranges: int, radius_bits: int, max_bucket: int
+) -> tuple[pa.Table, pa.Table]:
+    """One part of ``near_pairs``, and one of ``near_report``.
+
+    Half of the task's memory is for codes: where those of the range are more, its keys are gone through in several
+    passes, each over the codes that its keys need. The other half is for pairs.
+
+    Raises:
+        ConfigError: the pairs of the range do not fit into the task.
+    """
+    half = io.memory_bytes // 2
+    parts = [io.part("near_codes", group) for group in groups]
+    within = ("range", key_range, key_range + 1)
+    num_rows = sum(io.read(part, ["range"], within=within).num_rows for part in parts)
+    keys = keys_of(HASH_BITS, radius_bits, BLOCKS_IN_KEY)
+    num_passes = min(len(keys), -(-max(1, num_rows) // (half // _BYTES_OF_CODE)))
+    most_pairs = half // _BYTES_OF_PAIR
+    pieces: list[list[np.ndarray]] = []
+    reports: list[KeyReport] = []
+    for chosen in np.array_split(np.arange(len(keys)), num_passes):
+        needed = np.array([keys[index].mask for index in chosen], np.uint64) if num_passes > 1 else None
+        codes, ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+        for part in parts:
+            table = io.read(part, ["code", "image_id"], within=within)
+            rows = table["code"].to_numpy(), table["image_id"].to_numpy()
+            if needed is not None:
+                mine = np.zeros(len(rows[0]), bool)
+                for mask in needed:
+                    mine |= range_of(rows[0] & mask, key_ranges) == key_range
+                rows = rows[0][mine], rows[1][mine]
+            codes.append(rows[0])
+            ids.append(rows[1])
+        try:
+            *found, report = near_pairs(
+                np.concatenate(codes),
+                np.concatenate(ids),
+                radius_bits=radius_bits,
+                max_bucket=max_bucket,
+                key_ranges=key_ranges,
+                key_range=key_range,
+                keys=chosen.tolist(),
+                most_pairs=most_pairs - sum(len(piece[0]) for piece in pieces),
+            )
+        except TooManyPairsError:
+            raise ConfigError(
+                f"near.radius_bits: more than {most_pairs:,} pairs within {radius_bits} bits in one of {key_ranges:,} "
+                f"key ranges, allowed with execution.task_memory_mb={io.memory_bytes // 10**6:,}; raise "
+                "near.key_ranges or execution.task_memory_mb, or lower near.radius_bits"
+            ) from None
+        pieces.append(found)
+        reports += report
+    return _pairs_table(pieces), _report_table(reports)
 
 
-def near_pairs_of_range(
-    io: TaskIO, *, shards: list[int], key_range: int, key_ranges: int, radius_bits: int, blocked: list[str]
-) -> pa.Table:
-    """One part of ``near_pairs``: reads the hashes one shard at a time and keeps the codes that fall into its range."""
-    masks = [np.uint64(mask) for mask in key_masks(radius_bits)]
-    all_codes, all_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for shard in shards:
-        codes, ids = codes_of(io, shard)
-        keep = np.zeros(len(codes), bool)
-        for mask in masks:
-            keep |= range_of(codes & mask, key_ranges) == key_range
-        # What is blocked is dropped for that reason, so it must not stand for a group.
-        keep &= blocked_distance(codes, parse_hashes(blocked)) > radius_bits
-        all_codes.append(codes[keep])
-        all_ids.append(ids[keep])
-    a, b, distance = near_pairs(
-        np.concatenate(all_codes),
-        np.concatenate(all_ids),
-        radius_bits=radius_bits,
-        key_ranges=key_ranges,
-        key_range=key_range,
-    )
+def _pairs_table(pieces: Sequence[Sequence[np.ndarray]]) -> pa.Table:
+    a, b, distance = pieces[0]
+    if len(pieces) > 1:
+        a, b, distance = (np.concatenate(columns) for columns in zip(*pieces, strict=True))
+        order = np.lexsort((b, a))
+        a, b, distance = a[order], b[order], distance[order]
     return pa.table([a, b, distance], schema=TABLES["near_pairs"].schema)
 
 
+def _report_table(reports: Sequence[KeyReport]) -> pa.Table:
+    schema = TABLES["near_report"].schema
+    return pa.table([[getattr(report, name) for report in reports] for name in schema.names], schema=schema)
+
+
 class NearPairs(GlobalStage):
-    """All pairs of pool pictures whose pHashes lie within the radius."""
+    """All pairs of pool pictures whose hashes lie within the radius."""
 
     name = "near_pairs"
     section = "near"
-    reads = ("safety", "hashes")
-    writes = ("near_pairs",)
+    version = 2
+    reads = ("near_codes",)
+    writes: ClassVar[tuple[str, ...]] = ("near_pairs", "near_report")
     config: NearConfig
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One task a key range."""
-        shards = context.shards("pool")
-        reads = tuple(context.part(table, shard) for table in ("safety", "hashes") for shard in shards)
-        args: dict[str, Any] = {
-            "shards": shards,
+        reads = tuple(context.parts("near_codes"))
+        args = {
+            "groups": [part.index for part in reads],
             "key_ranges": self.config.key_ranges,
             "radius_bits": self.config.radius_bits,
-            "blocked": list(self.config.blocked_hashes),
+            "max_bucket": self.config.max_bucket,
         }
         map(
             [
                 Task(
-                    function=near_pairs_of_range,
+                    function=pairs_of_range,
                     args={**args, "key_range": key_range},
                     reads=reads,
                     writes=context.part("near_pairs", key_range),
+                    also=(context.part("near_report", key_range),),
                 )
                 for key_range in range(self.config.key_ranges)
             ]
         )
+
+    def told(self, context: Context) -> Iterator[str]:
+        """Whether buckets were cut again."""
+        columns = ["num_rerouted", "largest_bucket", "num_pairs"]
+        parts = [context.read(part, columns).to_pydict() for part in context.parts("near_report")]
+        rerouted, largest, pairs = ([one for part in parts for one in part[name]] for name in columns)
+        if any(rerouted):
+            yield (
+                f"near_pairs: buckets of more than {self.config.max_bucket:,} codes, {sum(rerouted):,} codes over all "
+                f"keys and {max(largest):,} in the largest, were cut again and compared in full: {sum(pairs):,} pairs "
+                "of different hashes; table near_report"
+            )

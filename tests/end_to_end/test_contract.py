@@ -96,6 +96,16 @@ def test_a_lost_part_is_made_again_the_same_and_nothing_else_is(lab, undisturbed
     assert lab.digests(folder) == before
 
 
+def test_a_lost_second_part_of_a_task_is_made_again(lab, undisturbed, tmp_path):
+    folder = lab.copy(undisturbed, tmp_path / "copy")
+    before = lab.digests(folder)
+    lost = parts_of(folder, "near_report")[0]
+    (folder / lost.root / lost.path).unlink()
+    costs = lab.curate(folder).summary.costs
+    assert {name: cost.num_jobs for name, cost in costs.items()} == {"near_pairs": 1}
+    assert lab.digests(folder) == before
+
+
 @pytest.mark.parametrize("stage", STAGES, ids=NAMES)
 def test_killed_in_mid_commit_leaves_nothing_that_is_read(lab, undisturbed, tmp_path, stage):
     """The worker dies between writing a part beside and putting it in place."""

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pytest
 
 from curation.schema import TABLES, Part
-from curation.stage import ShardStage, Task
+from curation.stage import DEFAULT_MEMORY_BYTES, ShardStage, Task
 from curation.store import Within, rows_within
 
 
@@ -27,6 +27,7 @@ class MemoryIO:
     role: Any = "pool"
     scratch: Path = Path()
     allowed: frozenset[Part] | None = None
+    memory_bytes: int = DEFAULT_MEMORY_BYTES
 
     def part(self, table: str, index: int) -> Part:
         return Part(TABLES[table].root, table, index)
@@ -76,15 +77,21 @@ class MemoryIO:
     def digest(self, part: Part) -> str:
         return str(part)
 
+    def num_rows(self, part: Part) -> int:
+        return self.tables[part].num_rows
+
+    def parts(self, table: str) -> list[Part]:
+        return sorted(part for part in self.tables if part.folder == table)
+
     # --- runner
 
     def map(self, tasks: Sequence[Task]) -> list[None]:
         for task in tasks:
-            assert task.writes is not None
-            name = task.writes.folder
             out = task.function(replace(self, allowed=frozenset(task.reads)), **task.args)
-            assert out.schema.equals(TABLES[name].schema), name
-            self.tables[task.writes] = out
+            tables = out if isinstance(out, tuple) else (out,)
+            for part, table in zip((task.writes, *task.also), tables, strict=True):
+                assert table.schema.equals(TABLES[part.folder].schema), part.folder
+                self.tables[part] = table
         return []
 
     def verdict(self, stage: ShardStage, shard: int) -> pa.Table:
@@ -103,3 +110,9 @@ class MemoryIO:
 @pytest.fixture
 def memory_io() -> MemoryIO:
     return MemoryIO()
+
+
+@pytest.fixture(scope="session")
+def new_io() -> type[MemoryIO]:
+    """For tests that need many."""
+    return MemoryIO

@@ -1,11 +1,24 @@
 """Components, stars and representatives against slow references."""
 
+from typing import Any
+
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.dedup.groups import connected_components, near_groups, representative_rank, representatives, stars
-from curation.dedup.near import near_pairs
+from curation.dedup.groups import (
+    NearGroups,
+    connected_components,
+    ids_in_pairs,
+    near_groups,
+    representative_rank,
+    representatives,
+    stars,
+)
+from curation.dedup.near import NearConfig, NearPairs, near_pairs
+from curation.dedup.near_codes import NearCodes
+from curation.schema import image_ids
 
 graphs = st.integers(1, 25).flatmap(
     lambda n: st.tuples(
@@ -82,7 +95,7 @@ def test_every_member_lies_within_the_radius_of_its_representative(codes, radius
     values = np.array([sum(((code >> bit) & 1) << (5 * bit) for bit in range(12)) for code in codes], np.uint64)
     ids = np.arange(len(values))
     rank = np.array(draw.sample(range(len(values)), len(values)), np.int64)
-    a, b, bits = near_pairs(values, ids, radius_bits=radius)
+    a, b, bits, _ = near_pairs(values, ids, radius_bits=radius)
     centre, distance = near_groups(a, b, bits, rank=rank)
     true = np.bitwise_count(values ^ values[centre])
     np.testing.assert_array_equal(distance, true)
@@ -91,3 +104,32 @@ def test_every_member_lies_within_the_radius_of_its_representative(codes, radius
     kept = np.flatnonzero(centre == ids)
     apart = np.bitwise_count(values[kept][:, None] ^ values[kept][None])
     assert (apart[np.triu_indices(len(kept), 1)] > radius).all(), "what is kept is no near-duplicate of what is kept"
+
+
+@pytest.mark.parametrize("radius", [0, 4])
+def test_groups_do_not_depend_on_how_pairs_are_cut(memory_io: Any, radius: int) -> None:
+    draw = np.random.default_rng(0)
+    for shard in (0, 1):
+        ids = image_ids(shard, 60)
+        codes = draw.integers(0, 4, 60, dtype=np.uint64) * np.uint64(2**40 + 2**20 + 1)
+        codes ^= np.uint64(1) << draw.integers(0, 64, 60, dtype=np.uint64)
+        names = [str(number) for number in draw.permutation(60)]
+        sides = draw.integers(1, 9, 60)
+        columns = {"image_id": ids, "sha256": names}
+        memory_io.roles[shard] = "pool"
+        memory_io.put("hashes", shard, **columns, phash=codes, width_px=sides, height_px=sides)
+        memory_io.put("images", shard, **columns, num_bytes=[1] * 60)
+        memory_io.put("safety", shard, **columns)
+        memory_io.keep("safety", shard, ids, names)
+    made = []
+    for key_ranges in (1, 7):
+        config = NearConfig(radius_bits=radius, key_ranges=key_ranges)
+        for stage in (NearCodes(config), NearPairs(config), NearGroups(config)):
+            stage.run(memory_io, memory_io.map)
+        made.append(memory_io.tables[memory_io.part("near_groups", 0)])
+    assert made[0] == made[1]
+    assert made[0].num_rows > 20
+    assert (np.diff(made[0]["image_id"].to_numpy()) > 0).all()
+    ids, num_pairs = ids_in_pairs(memory_io, memory_io.parts("near_pairs"))
+    assert set(made[0]["image_id"].to_pylist()) <= set(ids.tolist())
+    assert num_pairs == sum(memory_io.num_rows(part) for part in memory_io.parts("near_pairs"))

@@ -1,6 +1,7 @@
-"""Pairs within a Hamming radius: exact against all pairs, whatever the cut into ranges."""
+"""From hashes to near pairs: the shuffle by key range, and that no cut of the work shows in what it makes."""
 
-import itertools
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,99 +9,158 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from curation.dedup.groups import connected_components
-from curation.dedup.near import NearConfig, hamming, key_masks, near_pairs, range_of
+from curation.dedup.near import NearConfig, NearPairs, hamming, near_pairs
+from curation.dedup.near_codes import NearCodes, groups_by_size, rows_by_range
+from curation.schema import image_ids
+from training.config import ConfigError
+
+SHARDS = [0, 1, 2, 1_000_000]
 
 
-def codes_with_near_ones(seed: int, num: int) -> np.ndarray:
-    """Random codes, flips of them by 0 to 9 bits, and some equal ones."""
+def pictures(seed: int, num: int) -> np.ndarray:
+    """Codes of which many are equal or near."""
     draw = np.random.default_rng(seed)
-    base = draw.integers(0, 2**63, num, dtype=np.uint64) * np.uint64(2)
-    codes = base.copy()
-    for i in range(num):
-        for bit in draw.integers(0, 64, draw.integers(0, 10)):
-            codes[i] ^= np.uint64(1) << np.uint64(bit)
-    return np.concatenate([base, codes, base[: num // 3], np.zeros(3, np.uint64)])
+    codes = draw.integers(0, 2**64, 1 + num // 6, dtype=np.uint64)[draw.integers(0, 1 + num // 6, num)]
+    for bit in draw.integers(0, 64, (5, num)):
+        codes = np.where(draw.random(num) < 0.4, codes ^ (np.uint64(1) << bit.astype(np.uint64)), codes)
+    return codes
 
 
-def all_pairs(codes: np.ndarray, ids: np.ndarray, radius: int) -> dict[tuple[int, int], int]:
-    """Slow twin."""
-    found = {}
-    for i, j in itertools.combinations(range(len(codes)), 2):
-        distance = int(codes[i] ^ codes[j]).bit_count()
-        if distance <= radius:
-            a, b = sorted((int(ids[i]), int(ids[j])))
-            found[a, b] = distance
+def pool(io: Any, codes: np.ndarray, cuts: list[int], **columns: np.ndarray) -> np.ndarray:
+    """Pictures in four shards, cut at three places; all are safe. Their ids."""
+    ids = []
+    for shard, rows in zip(SHARDS, np.split(np.arange(len(codes)), sorted(cuts)), strict=True):
+        ids.append(image_ids(shard, len(rows)))
+        names = [str(row) for row in rows]
+        more = {name: values[rows] for name, values in columns.items()}
+        io.roles[shard] = "pool"
+        io.put("hashes", shard, **{"image_id": ids[-1], "sha256": names, "phash": codes[rows], **more})
+        io.put("safety", shard, image_id=ids[-1])
+        io.keep("safety", shard, ids[-1], names)
+    return np.concatenate(ids)
+
+
+def pairs_of(io: Any, config: NearConfig) -> set[tuple[int, int, int]]:
+    """Run both stages; the pairs of all parts."""
+    NearCodes(config).run(io, io.map)
+    NearPairs(config).run(io, io.map)
+    rows = [row for part in io.parts("near_pairs") for row in io.tables[part].to_pylist()]
+    found = {tuple(row.values()) for row in rows}
+    assert len(found) == len(rows), "each pair once over all parts"
     return found
 
 
-@pytest.mark.parametrize("radius", [0, 1, 4, 6, 8])
-@pytest.mark.parametrize("key_ranges", [1, 5])
-def test_pairs_equal_all_pairs_of_distinct_codes(radius: int, key_ranges: int) -> None:
-    codes = codes_with_near_ones(radius, 60)
-    ids = np.random.default_rng(1).permutation(10 * len(codes))[: len(codes)].astype(np.int64)
-    slow = all_pairs(codes, ids, radius)
-    got: dict[tuple[int, int], int] = {}
-    for key_range in range(key_ranges):
-        a, b, bits = near_pairs(codes, ids, radius_bits=radius, key_ranges=key_ranges, key_range=key_range)
-        assert (a < b).all()
-        for pair in zip(a.tolist(), b.tolist(), bits.tolist(), strict=True):
-            assert pair[:2] not in got, "each pair once over all ranges"
-            got[pair[0], pair[1]] = pair[2]
-    assert all(slow[pair] == bits for pair, bits in got.items())
-    # Equal codes are chained; every pair of distinct codes stands between their least ids.
-    least = {int(code): int(ids[codes == code].min()) for code in np.unique(codes)}
-    code_of = dict(zip(ids.tolist(), codes.tolist(), strict=True))
-    expected = {pair for pair, bits in slow.items() if bits and all(least[code_of[x]] == x for x in pair)}
-    assert {pair for pair, bits in got.items() if bits} == expected
-    # The same components as all pairs.
-    order = np.sort(ids)
-
-    def components(pairs: dict[tuple[int, int], int]) -> list[int]:
-        ends = np.searchsorted(order, np.array(list(pairs)).reshape(-1, 2))
-        return connected_components(len(order), ends[:, 0], ends[:, 1]).tolist()
-
-    assert components(got) == components(slow)
-
-
-@settings(max_examples=30, deadline=None)
-@given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(0, 9), st.integers(1, 4), st.randoms())
-def test_order_of_rows_changes_nothing(codes: list[int], radius: int, key_ranges: int, draw) -> None:
-    values = np.array(codes + codes[:3], np.uint64)
-    ids = np.arange(len(values), dtype=np.int64)
-    shuffled = np.array(draw.sample(range(len(values)), len(values)), np.int64)
-    for key_range in range(key_ranges):
-        options = {"radius_bits": radius, "key_ranges": key_ranges, "key_range": key_range}
-        one = near_pairs(values, ids, **options)
-        two = near_pairs(values[shuffled], ids[shuffled], **options)
-        for left, right in zip(one, two, strict=True):
-            np.testing.assert_array_equal(left, right)
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(0, 100),
+    st.integers(0, 80),
+    st.lists(st.integers(0, 80), min_size=3, max_size=3),
+    st.integers(0, 8),
+    st.sampled_from([1, 2, 3, 40]),
+    st.sampled_from([2, 5, 1024]),
+    st.sampled_from([1, 40, 10**6]),
+)
+def test_a_pair_is_found_however_the_work_is_cut(
+    new_io, seed, num, cuts, radius, key_ranges, max_bucket, rows_in_group
+) -> None:
+    """Over shards, groups of shards, key ranges and caps; against all pairs at once."""
+    codes = pictures(seed, num)
+    io = new_io()
+    ids = pool(io, codes, cuts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("curation.dedup.near_codes._ROWS_IN_GROUP", rows_in_group * min(15, key_ranges))
+        config = NearConfig(radius_bits=radius, key_ranges=key_ranges, max_bucket=max_bucket)
+        found = pairs_of(io, config)
+    a, b, distance, _ = near_pairs(codes, ids, radius_bits=radius)
+    assert found == set(zip(a.tolist(), b.tolist(), distance.tolist(), strict=True))
+    low, high = np.nonzero(np.triu(hamming(codes[:, None], codes[None]) <= radius, 1))
+    least = {code: min(ids[codes == code]) for code in set(codes.tolist())}
+    slow = {tuple(sorted((least[codes[i]], least[codes[j]]))) for i, j in zip(low, high, strict=True)}
+    assert {pair[:2] for pair in found if pair[2]} == {pair for pair in slow if pair[0] != pair[1]}
 
 
-@pytest.mark.parametrize("radius", [0, 3, 8, 16])
-def test_two_codes_within_the_radius_share_a_key(radius: int) -> None:
-    draw = np.random.default_rng(0)
-    for _ in range(200):
-        flips = 0
-        for bit in draw.choice(64, radius, replace=False):
-            flips |= 1 << int(bit)
-        assert any(flips & mask == 0 for mask in key_masks(radius))
+def test_order_of_shards_and_memory_change_no_byte(memory_io: Any) -> None:
+    io = memory_io
+    pool(io, pictures(5, 3000), [700, 1500, 1501])
+    config = NearConfig(radius_bits=2, key_ranges=3, max_bucket=4)
+
+    def made(io: Any) -> list[Any]:
+        pairs_of(io, config)
+        return [io.tables[part] for name in ("near_pairs", "near_report") for part in io.parts(name)]
+
+    before = made(io)
+    assert sum(table.num_rows for table in before[:3]) > 1000
+    small = replace(io, memory_bytes=200_000)  # 781 codes, 2,083 pairs: several passes over the keys
+    assert made(small) == before
+    io.kept_ids = dict(reversed(io.kept_ids.items()))
+    io.tables = dict(reversed(io.tables.items()))
+    assert made(io) == before
 
 
-def test_a_full_bucket_stays_exact() -> None:
-    """A thousand codes that share all but the last 16 bits."""
-    codes = np.unique(np.random.default_rng(0).integers(0, 2**16, 1000, dtype=np.uint64))
-    a, b, bits = near_pairs(codes, np.arange(len(codes)), radius_bits=2)
-    distance = hamming(codes[:, None], codes[None])
-    i, j = np.nonzero(np.triu(distance <= 2, 1))
-    np.testing.assert_array_equal(np.stack([a, b]), np.stack([i, j]))
-    np.testing.assert_array_equal(bits, distance[i, j])
+def test_pairs_that_do_not_fit_are_told(memory_io: Any) -> None:
+    pool(memory_io, pictures(5, 3000), [700, 1500, 1501])
+    config = NearConfig(radius_bits=6, key_ranges=1)
+    with pytest.raises(
+        ConfigError, match=r"near.radius_bits: more than \d+ pairs within 6 bits in one of 1 key ranges"
+    ):
+        pairs_of(replace(memory_io, memory_bytes=10_000), config)
 
 
-def test_ranges_are_even() -> None:
-    keys = np.arange(0, 80_000, dtype=np.uint64) << np.uint64(40)
-    counts = np.bincount(range_of(keys, 8), minlength=8)
-    assert counts.min() > 9_000
+def test_a_task_needs_the_rows_of_its_range_only() -> None:
+    codes = pictures(2, 500)
+    ranges, rows = rows_by_range(codes, radius_bits=4, key_ranges=16)
+    assert (np.diff(ranges * 1000 + rows) > 0).all(), "sorted, each once"
+    pairs = [near_pairs(codes, np.arange(500), radius_bits=4, key_ranges=16, key_range=n)[:3] for n in range(16)]
+    for key_range, whole in enumerate(pairs):
+        mine = rows[ranges == key_range]
+        got = near_pairs(codes[mine], mine, radius_bits=4, key_ranges=16, key_range=key_range)[:3]
+        for one, two in zip(got, whole, strict=True):
+            np.testing.assert_array_equal(one, two)
+    repeated, _ = rows_by_range(np.zeros(500, np.uint64), radius_bits=4, key_ranges=16)
+    assert len(repeated) < 500 + 15, "a repeated code is compared once a range"
+
+
+def test_the_report_counts_codes_buckets_and_pairs(memory_io: Any) -> None:
+    io = memory_io
+    pool(io, np.array([0, 1, 3, 2**40, 0], np.uint64), [1, 2, 3])
+    config = NearConfig(radius_bits=1, key_ranges=1, max_bucket=2)
+    found = pairs_of(io, config)
+    assert len(found) == 4  # 0-1, 1-3, 0-2**40, and the chain
+    report = io.tables[io.part("near_report", 0)].to_pylist()
+    assert [row["key"] for row in report] == [0, 1, 2]
+    assert [row["num_codes"] for row in report] == [4] * 3
+    # Blocks of 21, 22 and 21 bits: the low two, the outer two, the upper two.
+    assert [row["num_buckets"] for row in report] == [4, 3, 2]
+    assert [row["largest_bucket"] for row in report] == [1, 2, 3]
+    assert [row["num_rerouted"] for row in report] == [0, 0, 3]
+    assert sum(row["num_pairs"] for row in report) == 3
+    (line,) = NearPairs(config).told(io)
+    assert line.startswith("near_pairs: buckets of more than 2 codes, 3 codes over all keys and 3 in the largest, were")
+    pairs_of(io, NearConfig(radius_bits=1, key_ranges=1))
+    assert not list(NearPairs(NearConfig(radius_bits=1, key_ranges=1)).told(io))
+
+
+def test_another_hash_is_compared_and_blocked_hashes_stay_phashes(memory_io: Any) -> None:
+    phash = np.array([0, 2**63, 2**62, 2**61], np.uint64)
+    dhash = np.array([7, 7, 7, 2**50], np.uint64)
+    io = memory_io
+    ids = pool(io, phash, [1, 2, 3], dhash=dhash)
+    assert len(pairs_of(io, NearConfig(radius_bits=0))) == 0
+    config = NearConfig(radius_bits=0, hash="dhash")
+    assert pairs_of(io, config) == {(ids[0], ids[1], 0), (ids[1], ids[2], 0)}
+    blocked = NearConfig(radius_bits=0, hash="dhash", blocked_hashes=(f"{2**63:016x}", "0000000000000007"))
+    assert pairs_of(io, blocked) == {(ids[0], ids[2], 0)}
+
+
+def test_the_cap_makes_only_pairs_stale() -> None:
+    one, two = NearConfig(max_bucket=2), NearConfig(max_bucket=3)
+    assert NearCodes(one).fingerprint_values() == NearCodes(two).fingerprint_values()
+    assert NearPairs(one).fingerprint_values() != NearPairs(two).fingerprint_values()
+
+
+def test_groups_of_shards() -> None:
+    assert list(groups_by_size([(0, 5), (1, 5), (2, 1), (3, 20), (4, 0)], 10)) == [[0, 1], [2], [3], [4]]
+    assert list(groups_by_size([], 10)) == []
 
 
 def test_blocked_hashes_are_checked() -> None:

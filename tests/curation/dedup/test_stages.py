@@ -13,6 +13,7 @@ from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig
 from curation.dedup.near import NearConfig, NearPairs
+from curation.dedup.near_codes import NearCodes
 from curation.schema import image_ids
 from training.config import ConfigError
 
@@ -54,6 +55,7 @@ def test_near_verdicts(memory_io: Any) -> None:
         },
     )
     near = NearConfig(radius_bits=4, key_ranges=3, blocked_hashes=(f"{far ^ 3:016x}",))
+    NearCodes(near).run(memory_io, memory_io.map)
     NearPairs(near).run(memory_io, memory_io.map)
     NearGroups(near).run(memory_io, memory_io.map)
     first = memory_io.verdict(Near(near), 0)
@@ -69,6 +71,7 @@ def test_near_verdicts(memory_io: Any) -> None:
 
 def test_equal_bytes_are_exact_duplicates_and_the_first_is_kept(memory_io: Any) -> None:
     hashes_in(memory_io, {0: [(7, "a", 100)], 1: [(7, "a", 100), (7, "a", 100)]})
+    NearCodes(NEAR).run(memory_io, memory_io.map)
     NearPairs(NEAR).run(memory_io, memory_io.map)
     NearGroups(NEAR).run(memory_io, memory_io.map)
     assert memory_io.verdict(Near(NEAR), 0)["reason"].to_pylist() == [None]
