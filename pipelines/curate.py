@@ -14,7 +14,7 @@ from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import Describe, FitDescriptor
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
-from curation.dedup.leakage import Leakage, LeakageConfig
+from curation.dedup.leakage import Leakage, LeakageConfig, Leaks
 from curation.dedup.near import NearConfig, NearPairs
 from curation.export.export import Export, ExportConfig
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
@@ -156,6 +156,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         FitQuantiser(recipe.edges),
         Edges(recipe.edges, recipe.descriptor),
         Components(recipe.duplicates, recipe.descriptor, recipe.edges),
+        Leaks(recipe.leakage, recipe.descriptor, recipe.edges),
         FitEmbedder(recipe.embed),
         Duplicates(recipe.duplicates, recipe.descriptor, recipe.edges),
         Leakage(recipe.leakage, recipe.descriptor, recipe.edges),

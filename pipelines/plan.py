@@ -162,7 +162,7 @@ class Ledger:
             if kind.kind == "facts" and table not in stage.by_content:
                 reads[table] = self.folders.get(table, table)
             elif kind.parts == "group":
-                if self.roles()[source_of_shard(shard)] == "pool":
+                if self.roles()[source_of_shard(shard)] in kind.roles:
                     reads[table] = self.digest(part_of_group(self.parts(table), shard))
             elif kind.parts == "task":
                 reads[table] = digest_of([[part.index, self.digest(part)] for part in self.parts(table)])
