@@ -729,7 +729,7 @@ _TABLES = (
         name="selection",
         root="run",
         kind="verdict",
-        row="one pool picture that survived semantic (reason not_retrieved or over_cap), or one picture of a query set: of "
+        row="one pool picture that survived semantic (reason not_retrieved or over_cap), or one of a query set: of "
         "an as-is set what matches no benchmark (reason test_match) is kept, others are not_retrieved",
         schema=_schema(
             *_VERDICT,

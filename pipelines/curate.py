@@ -24,6 +24,7 @@ from curation.represent.cluster import ClusterConfig, Clusters
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
 from curation.represent.fit_kmeans import FitKmeans
 from curation.represent.hierarchy import FitHierarchy, HierarchyConfig, check_levels
+from curation.represent.semdedup import Semantic, SemanticDuplicates, SemdedupConfig
 from curation.retrieve.candidates import Candidates
 from curation.retrieve.neighbours import Neighbours
 from curation.retrieve.offers import Offers
@@ -84,6 +85,7 @@ class CurateRecipe(Config):
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     hierarchy: HierarchyConfig = HierarchyConfig()
+    semdedup: SemdedupConfig = SemdedupConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     select: SelectConfig = SelectConfig()
     export: ExportConfig = ExportConfig()
@@ -165,12 +167,14 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         FitKmeans(recipe.cluster),
         FitHierarchy(recipe.hierarchy),
         Clusters(recipe.cluster),
+        SemanticDuplicates(recipe.semdedup),
+        Semantic(recipe.semdedup),
         # what the curated sets ask for
         Queries(recipe.retrieve, recipe.queries),
         Quotas(recipe.retrieve, recipe.queries),
         Candidates(recipe.retrieve, recipe.queries),
         Neighbours(recipe.retrieve, recipe.queries),
         Offers(recipe.retrieve, recipe.queries),
-        Selection(recipe.select, recipe.queries),
+        Selection(recipe.select, recipe.queries, recipe.leakage.resolved_threshold(recipe.descriptor, recipe.edges)),
         Export(recipe.export),
     ]

@@ -189,12 +189,12 @@ def _touches(io: TaskIO, group: int) -> Touches:
 
 
 class Leaks(GlobalStage):
-    """Which pictures a benchmark touches, and by which edge; pictures of the pool and of sets that are taken as they are.
+    """Which pictures a benchmark touches, and by which edge; of the pool and of sets that are taken as they are.
 
-    Two tasks for each group of shards. One reads each part of ``reference_edges`` by its range and holds about 150 bytes
-    for each touched picture of the group. The other holds 16 bytes for each picture of the group that is in a component,
-    and, one part after the other, the 29 bytes a row of ``touches``: all of them are read once a group, and there are at
-    most 64 groups, so that the work grows with the pictures that are touched.
+    Two tasks for each group of shards. One reads each part of ``reference_edges`` by its range and holds about 150
+    bytes for each touched picture of the group. The other holds 16 bytes for each picture of the group that is in a
+    component, and, one part after the other, the 29 bytes a row of ``touches``: all of them are read once a group, and
+    there are at most 64 groups, so that the work grows with the pictures that are touched.
     """
 
     name = "leaks"

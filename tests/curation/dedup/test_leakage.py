@@ -34,7 +34,10 @@ def tables_in(io: Any, seed: int) -> tuple[list[dict[str, Any]], dict[int, int]]
         mine = [
             {"image_id": a, "reference_id": b, "similarity": s, "verified": v}
             for (a, b), s, v in zip(
-                pairs, rng.choice([0.46, 0.5, 0.55, 0.75], len(pairs)), rng.choice([None, True, False], len(pairs))
+                pairs,
+                rng.choice([0.46, 0.5, 0.55, 0.75], len(pairs)),
+                rng.choice([None, True, False], len(pairs)),
+                strict=True,
             )
         ]
         io.put("reference_edges", part, **{name: [row[name] for row in mine] for name in mine[0]})
