@@ -702,6 +702,11 @@ _TABLES = (
             ("shortfall", pa.int64(), "num_nominal - num_retrieved: more was asked for than there is"),
             ("num_short", pa.int64(), "clusters that hold fewer than was asked of them (quotas tells which)"),
             (
+                "num_test_matches",
+                pa.int64(),
+                "pictures of the set that match a benchmark and are left out; null but in as_is",
+            ),
+            (
                 "num_sampled",
                 pa.int64(),
                 "queries whose neighbours were also searched in all clusters; null but in sample",
