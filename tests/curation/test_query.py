@@ -54,7 +54,7 @@ def test_reports(exported: Any):
     connection = exported.connect()
     funnel = run_sql(connection, "funnel").set_index("stage")
     assert list(funnel.num_in) == [12, 10, 9, 8, 7, 6, 5, 5]
-    assert list(funnel.num_left) == [10, 9, 8, 7, 6, 5, 4]
+    assert list(funnel.num_left) == [10, 9, 8, 7, 6, 5, 5, 4]
     assert funnel.share["selection"] == pytest.approx(4 / 12)
     reasons = run_sql(connection, "reasons")
     assert reasons.num_lines.sum() == 12
