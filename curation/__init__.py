@@ -10,10 +10,11 @@ The stages in order, tables in -> tables out:
 6. fit_pca_hash, pca_hash, near_codes, near_pairs, near_groups, near: ``safety``, ``hashes`` -> ``near``
 7. fit_descriptor, describe: ``near``, ``detections`` -> ``descriptors``
 8. fit_quantiser, edges, components, duplicates: ``near``, ``descriptors`` -> ``edges``, ``components``, ``duplicates``
-9. leakage: ``duplicates``, ``reference_edges`` -> ``leakage``
+9. leaks, leakage: ``duplicates``, ``components``, ``reference_edges`` -> ``leaks``, ``leakage``
 10. fit_embedder, embed: ``leakage``, ``detections`` -> ``embeddings``
 11. fit_kmeans, fit_hierarchy, cluster: ``leakage``, ``embeddings`` -> ``clusters``
-12. queries, quotas, candidates, neighbours: ``clusters``, ``embeddings`` -> ``quotas``, ``neighbours``, ``retrieval``
-13. offers, selection: ``leakage``, ``neighbours`` -> ``offers``, ``selection``, ``choices``
-14. export: ``selection``, ``urls``, ``images``, ``detections`` -> ``tars/``, ``manifest``, ``shards``
+12. semantic_duplicates, semantic: ``leakage``, ``clusters``, ``embeddings`` -> ``semantic``
+13. queries, quotas, candidates, neighbours: ``semantic``, ``clusters``, ``embeddings`` -> ``neighbours``, ``retrieval``
+14. offers, selection: ``semantic``, ``neighbours``, ``leaks`` -> ``offers``, ``selection``, ``choices``
+15. export: ``selection``, ``urls``, ``images``, ``detections`` -> ``tars/``, ``manifest``, ``shards``
 """

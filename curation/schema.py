@@ -23,11 +23,11 @@ Root = Literal["pool", "run"]
 Kind = Literal["facts", "verdict", "output"]
 Role = Literal["pool", "query", "benchmark"]
 # Parts of a table: one a shard, exactly one (part 0), one a task of the stage that writes it, or one a group of
-# consecutive shards of the pool, numbered by its first (``part_of_group``).
+# consecutive shards, of the pool unless its table says others, numbered by its first (``part_of_group``).
 Parts = Literal["shard", "single", "task", "group"]
 
 # The verdicts in the order in which a row meets them. Each covers the rows kept by the one before it.
-VERDICTS = ("screened", "fetched", "safety", "near", "duplicates", "leakage", "selection")
+VERDICTS = ("screened", "fetched", "safety", "near", "duplicates", "leakage", "semantic", "selection")
 # Shards of query sets and benchmarks meet only the verdicts up to this one, and there only broken lines, failed fetches
 # and pictures that do not decode are dropped. What a later verdict would keep of them is what this one kept.
 LAST_VERDICT_OF_REFERENCES = "safety"
@@ -58,6 +58,7 @@ class Table:
     schema: pa.Schema
     parts: Parts = "shard"
     row_group_rows: int = 65_536  # of a parquet file; a range of rows is read in whole row groups
+    roles: tuple[Role, ...] = ("pool",)  # of the shards in the groups of a table with one part a group
 
 
 def image_ids(shard: int, num_rows: int) -> np.ndarray:
@@ -76,11 +77,11 @@ def id_range(first: int, last: int) -> tuple[int, int]:
 
 
 def part_of_group(parts: Sequence[Part], shard: int) -> Part:
-    """Of the parts of a table with one part a group, the one whose group holds a shard of the pool.
+    """Of the parts of a table with one part a group, the one whose group holds a shard.
 
     Args:
         parts: of the table, in order of index.
-        shard: of the pool.
+        shard: of one of the roles of the table.
     """
     return parts[bisect_right([part.index for part in parts], shard) - 1]
 
@@ -120,6 +121,12 @@ BOX = pa.struct(
     ]
 )
 _VERIFIED = ("verified", pa.bool_(), "local features of the two agree; null where they were not compared")
+_SEMANTIC = (
+    _ID,
+    ("nearest_id", pa.int64(), "of the pictures that come before it in the order of its cluster, the most similar"),
+    ("similarity", pa.float32(), "cosine to that one, exact fp32; above 1 - semdedup.eps"),
+    ("representative_id", pa.int64(), "the kept picture that the chain of these leads to"),
+)
 _TAR = (
     ("tar", pa.string(), "path inside the run"),
     ("num_samples", pa.int64(), "pictures"),
@@ -489,13 +496,45 @@ _TABLES = (
         ),
     ),
     Table(
+        name="touches",
+        root="run",
+        kind="output",
+        parts="group",
+        roles=("pool", "query"),
+        row="one picture with an edge to a benchmark picture: the edge that says most, sorted by image_id",
+        schema=_schema(
+            _ID,
+            ("component_id", pa.int64(), "least image_id of its component; itself where it is in none"),
+            ("reference_id", pa.int64(), "benchmark picture at the other end"),
+            ("similarity", pa.float32(), "of the edge"),
+            ("leaks", pa.bool_(), "the two are copies; such an edge comes before all others, then the highest"),
+        ),
+    ),
+    Table(
+        name="leaks",
+        root="run",
+        kind="output",
+        parts="group",
+        roles=("pool", "query"),
+        row="one picture that a benchmark touches, itself or (leakage.mode=component) through its component, sorted by "
+        "image_id",
+        schema=_schema(
+            _ID,
+            ("reference_id", pa.int64(), "benchmark picture that decides"),
+            ("via_id", pa.int64(), "picture of its component that has the edge to it; itself where it has one"),
+            ("similarity", pa.float32(), "of that edge"),
+            ("leaks", pa.bool_(), "the edge joins copies"),
+        ),
+        row_group_rows=4096,  # leakage reads it by ranges of image_id
+    ),
+    Table(
         name="leakage",
         root="run",
         kind="verdict",
         row="one picture that survived duplicates",
         schema=_schema(
             *_VERDICT,
-            ("reference_id", pa.int64(), "most similar benchmark picture of what it touches; null where none"),
+            ("reference_id", pa.int64(), "benchmark picture that decides, see leaks; null where none"),
             ("benchmark", pa.string(), "its set"),
         ),
     ),
@@ -575,6 +614,50 @@ _TABLES = (
         schema=_schema(_ID, ("cluster", pa.int32(), "nearest centroid"), ("similarity", pa.float32(), "cosine to it")),
     ),
     Table(
+        name="semantic_vectors",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one picture of some shards of the pool, sorted by cluster; gone when semantic_matches stands",
+        schema=_schema(
+            ("cluster", pa.int32(), "its cluster"),
+            _ID,
+            ("order", pa.uint64(), "first 8 bytes of the sha256, or of the seeded draw"),
+            ("similarity", pa.float32(), "cosine to the centroid"),
+            ("vector", pa.list_(pa.float16()), "its embedding"),
+        ),
+        row_group_rows=1024,  # it is read by ranges of clusters
+    ),
+    Table(
+        name="semantic_matches",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one picture that is too like another of its cluster, sorted by image_id; part = range of clusters",
+        schema=_schema(*_SEMANTIC),
+        row_group_rows=4096,  # it is gathered by ranges of image_id
+    ),
+    Table(
+        name="semantic_duplicates",
+        root="run",
+        kind="output",
+        parts="group",
+        row="one row of semantic_matches, sorted by image_id; no part where semdedup.eps is null",
+        schema=_schema(*_SEMANTIC),
+        row_group_rows=4096,  # semantic reads it by ranges of image_id
+    ),
+    Table(
+        name="semantic",
+        root="run",
+        kind="verdict",
+        row="one picture that survived leakage; all are kept where semdedup.eps is null",
+        schema=_schema(
+            *_VERDICT,
+            ("nearest_id", pa.int64(), "the picture that it is too like, see semantic_matches; null where kept"),
+            ("representative_id", pa.int64(), "the picture kept for it; itself where kept"),
+        ),
+    ),
+    Table(
         name="queries",
         root="run",
         kind="output",
@@ -601,7 +684,7 @@ _TABLES = (
         row="one cluster that some shards of the pool hold pictures of; part = group of shards",
         schema=_schema(
             ("cluster", pa.int32(), "number"),
-            ("num_pictures", pa.int64(), "pictures of these shards in it, after leakage"),
+            ("num_pictures", pa.int64(), "pictures of these shards in it, after semantic"),
         ),
     ),
     Table(
@@ -615,7 +698,7 @@ _TABLES = (
             ("cluster", pa.int32(), "number"),
             ("num_queries", pa.int64(), "queries of the set in it; null in mode balanced"),
             ("num_asked", pa.int64(), "pictures that the set asks of it"),
-            ("num_pictures", pa.int64(), "pictures of the pool in it, after leakage"),
+            ("num_pictures", pa.int64(), "pictures of the pool in it, after semantic"),
             ("num_taken", pa.int64(), "the lesser of the two, before the cap of the set"),
         ),
     ),
@@ -673,6 +756,11 @@ _TABLES = (
             ("shortfall", pa.int64(), "num_nominal - num_retrieved: more was asked for than there is"),
             ("num_short", pa.int64(), "clusters that hold fewer than was asked of them (quotas tells which)"),
             (
+                "num_test_matches",
+                pa.int64(),
+                "pictures of the set that match a benchmark and are left out; null but in as_is",
+            ),
+            (
                 "num_sampled",
                 pa.int64(),
                 "queries whose neighbours were also searched in all clusters; null but in sample",
@@ -700,8 +788,8 @@ _TABLES = (
         name="selection",
         root="run",
         kind="verdict",
-        row="one pool picture that survived leakage, or one picture of a query set (reason not_retrieved or over_cap); "
-        "an as-is set is kept whole, the others are not_retrieved",
+        row="one pool picture that survived semantic (reason not_retrieved or over_cap), or one of a query set: of "
+        "an as-is set what matches no benchmark (reason test_match) is kept, others are not_retrieved",
         schema=_schema(
             *_VERDICT,
             (
@@ -712,6 +800,7 @@ _TABLES = (
             ("query_id", pa.int64(), "query that chose it; null in modes cluster and as_is"),
             ("similarity", pa.float32(), "to that query or centroid"),
             ("cluster", pa.int32(), "its cluster"),
+            ("reference_id", pa.int64(), "benchmark picture that a picture of an as-is set matches; null elsewhere"),
         ),
     ),
     Table(
@@ -800,8 +889,8 @@ _TABLES = (
 TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 # Their vectors have the length that the model gives; the schema above holds a nominal one.
 VECTOR_TABLES = ("descriptors", "embeddings")
-# In a run only while a fit is under way. They hold vectors, so they go with a takedown.
-UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids")
+# In a run only while a stage is under way. They hold vectors, so they go with a takedown.
+UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids", "semantic_vectors")
 # Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
 LOGS = ("fetch_log",)
 

@@ -14,7 +14,7 @@ from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import Describe, FitDescriptor
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
-from curation.dedup.leakage import Leakage, LeakageConfig
+from curation.dedup.leakage import Leakage, LeakageConfig, Leaks
 from curation.dedup.near import NearConfig, NearPairs
 from curation.dedup.near_codes import NearCodes
 from curation.dedup.pcahash import FitPcaHash, PcaHashConfig, PcaHashes
@@ -26,6 +26,7 @@ from curation.represent.cluster import ClusterConfig, Clusters
 from curation.represent.embed import Embed, EmbedConfig, FitEmbedder
 from curation.represent.fit_kmeans import FitKmeans
 from curation.represent.hierarchy import FitHierarchy, HierarchyConfig, check_levels
+from curation.represent.semdedup import Semantic, SemanticDuplicates, SemdedupConfig
 from curation.retrieve.candidates import Candidates
 from curation.retrieve.neighbours import Neighbours
 from curation.retrieve.offers import Offers
@@ -87,6 +88,7 @@ class CurateRecipe(Config):
     embed: EmbedConfig = EmbedConfig()
     cluster: ClusterConfig = ClusterConfig()
     hierarchy: HierarchyConfig = HierarchyConfig()
+    semdedup: SemdedupConfig = SemdedupConfig()
     retrieve: RetrieveConfig = RetrieveConfig()
     select: SelectConfig = SelectConfig()
     export: ExportConfig = ExportConfig()
@@ -162,6 +164,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         FitQuantiser(recipe.edges),
         Edges(recipe.edges, recipe.descriptor),
         Components(recipe.duplicates, recipe.descriptor, recipe.edges),
+        Leaks(recipe.leakage, recipe.descriptor, recipe.edges),
         FitEmbedder(recipe.embed),
         Duplicates(recipe.duplicates, recipe.descriptor, recipe.edges),
         Leakage(recipe.leakage, recipe.descriptor, recipe.edges),
@@ -170,12 +173,14 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         FitKmeans(recipe.cluster),
         FitHierarchy(recipe.hierarchy),
         Clusters(recipe.cluster),
+        SemanticDuplicates(recipe.semdedup),
+        Semantic(recipe.semdedup),
         # what the curated sets ask for
         Queries(recipe.retrieve, recipe.queries),
         Quotas(recipe.retrieve, recipe.queries),
         Candidates(recipe.retrieve, recipe.queries),
         Neighbours(recipe.retrieve, recipe.queries),
         Offers(recipe.retrieve, recipe.queries),
-        Selection(recipe.select, recipe.queries),
+        Selection(recipe.select, recipe.queries, recipe.leakage.resolved_threshold(recipe.descriptor, recipe.edges)),
         Export(recipe.export),
     ]

@@ -166,8 +166,9 @@ class Ledger:
             if kind.kind == "facts" and table not in stage.by_content:
                 reads[table] = self.folders.get(table, table)
             elif kind.parts == "group":
-                if self.roles()[source_of_shard(shard)] == "pool":
-                    reads[table] = self.digest(part_of_group(self.parts(table), shard))
+                parts = self.parts(table)  # none of a stage that has nothing to do
+                if parts and self.roles()[source_of_shard(shard)] in kind.roles:
+                    reads[table] = self.digest(part_of_group(parts, shard))
             elif kind.parts == "task":
                 reads[table] = digest_of([[part.index, self.digest(part)] for part in self.parts(table)])
             else:

@@ -104,6 +104,36 @@ class SmallRun:
             more = {"key": "000000006", "query_id": again["query_id"]}
             self.write("manifest", 1, [*self.read("manifest", 1), told | more])
 
+    def match_a_test_picture(self) -> None:
+        """The first picture of the set flowers is one of the benchmark, and left out."""
+        first = 1_000_000_000_000
+        match = {"image_id": first, "reference_id": 0, "via_id": first, "similarity": 0.875, "leaks": True}
+        self.write("leaks", 1_000_000, [match, *self.read("leaks", 1_000_000)])
+        told = {
+            "keep": False,
+            "reason": "test_match",
+            "score": 0.875,
+            "threshold": 0.5,
+            "reference_id": 0,
+            "part": None,
+        }
+        self.change("selection", 1_000_000, 0, **told)
+        self.write("choices", 1_000_000, self.read("choices", 1_000_000)[1:])
+        self.change("retrieval", 1_000_000, 0, num_test_matches=1)
+
+    def mean_the_same(self) -> None:
+        """The last picture of the second web shard goes for the first, by way of the one between them."""
+        rows = {row["image_id"]: row for row in self.read("semantic", 3_000_001)}
+        same = {"keep": False, "reason": "semantic_duplicate", "score": 0.9375, "threshold": 0.875}
+        same |= {"representative_id": SECOND}
+        rows[AS_PNG] |= same | {"nearest_id": SECOND}
+        rows[SECOND + 5] |= same | {"nearest_id": AS_PNG}
+        self.write("semantic", 3_000_001, list(rows.values()))
+        for table in ("selection", "choices"):
+            left = [row for row in self.read(table, 3_000_001) if row["image_id"] not in (AS_PNG, SECOND + 5)]
+            self.write(table, 3_000_001, left)
+        self.write("neighbours", 2_000_000, self.read("neighbours", 2_000_000)[:2])
+
     def connect(self) -> Any:
         from curation.query import connect
 
@@ -173,7 +203,10 @@ def build(folder: Path) -> SmallRun:
             "num_sampled": 1, "recall": 1.0}  # fmt: skip
     small.write("retrieval", 2_000_000, [told])
     owned = {"query_set": "flowers", "place": 0, "mode": "as_is", "num_queries": 2, "num_final_nominal": 2}
+    owned |= {"num_test_matches": 0}
     small.write("retrieval", 1_000_000, [owned])
+    leak = {"image_id": SECOND + 1, "reference_id": 1, "via_id": SECOND + 1, "similarity": 0.7, "leaks": True}
+    small.write("leaks", 1_000_000, [leak])
     small.write("url_duplicates", 0, [{"image_id": SECOND + 4, "first_id": FIRST}])
     state = {
         "recipe": "small", "pool": str(small.pool), "folders": {}, "truth": None, "parts": {},

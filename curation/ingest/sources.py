@@ -56,6 +56,10 @@ class QueryConfig(PlaceConfig):
         description="taken as it is; k nearest of each query; pictures of its clusters; of all clusters alike",
     )
     k: int = Field(default=4, ge=1, description="mode sample: neighbours of each query")
+    drop_test_matches: bool | None = Field(
+        default=None,
+        description="mode as_is: leave out pictures that match a benchmark, by leakage.threshold; null: true there",
+    )
     min_queries: int = Field(
         default=3, ge=0, description="mode cluster: clusters with more queries than this are taken"
     )
@@ -77,11 +81,20 @@ class QueryConfig(PlaceConfig):
                 raise ValueError(f"{key} is given, and mode balanced draws from the pool itself; leave {key} out")
             if not balanced and getattr(self, key) is None:
                 raise ValueError(f"{key} is missing, and mode {self.mode} needs it; only mode balanced takes none")
+        if self.mode != "as_is" and self.drop_test_matches is not None:
+            raise ValueError(
+                f"drop_test_matches is given, and mode {self.mode} takes none of its pictures; only mode as_is does"
+            )
         if balanced and self.total is None:
             raise ValueError("total is missing, and mode balanced needs it: the pictures that are to be drawn")
         if not balanced and self.total is not None:
             raise ValueError(f"total is given, and mode {self.mode} takes none; only mode balanced does")
         return self
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether its pictures are taken, but for those that match a benchmark."""
+        return self.mode == "as_is" and self.drop_test_matches is not False
 
     @property
     def source(self) -> SourceConfig | None:

@@ -106,3 +106,41 @@ def add(vectors: np.ndarray, cluster: np.ndarray, total: np.ndarray, count: np.n
         count[cluster[row]] += 1
         for d in range(vectors.shape[1]):
             total[cluster[row], d] += vectors[row, d]
+
+
+@numba.njit(nogil=True, cache=True, fastmath=_EXACT)  # type: ignore[untyped-decorator]
+def find_before(
+    scores: np.ndarray,
+    left: tuple[np.ndarray, np.ndarray, np.ndarray],
+    right: tuple[np.ndarray, np.ndarray, np.ndarray],
+    margin: float,
+    found: tuple[np.ndarray, np.ndarray],
+) -> None:
+    """Of each row the column of a lower rank with the highest exact cosine above the one found so far, in place.
+
+    Args:
+        scores: products of the vectors, off by less than the margin, float32 [R, C].
+        left: vectors, float32 [R, D], their lengths, float64 [R], and ranks, int64 [R], of the rows.
+        right: the same of the columns, by rank.
+        margin: of unit vectors.
+        found: highest cosine, float32, and rank of the other, int64, by rank; equal cosines go to the least.
+    """
+    best, best_rank = found
+    vectors, lengths, ranks = left
+    others, other_lengths, other_ranks = right
+    for row in range(len(ranks)):
+        rank = ranks[row]
+        for column in range(len(other_ranks)):
+            if other_ranks[column] >= rank:
+                break
+            length = lengths[row] * other_lengths[column]
+            if scores[row, column] < (best[rank] - margin) * length:
+                continue
+            total = 0.0
+            for d in range(vectors.shape[1]):
+                total += np.float64(vectors[row, d]) * np.float64(others[column, d])
+            exact = np.float32(total / max(length, 1e-12))
+            if exact > best[rank] or (exact == best[rank] and other_ranks[column] < best_rank[rank]):
+                best[rank], best_rank[rank] = exact, other_ranks[column]
+            if exact >= 1:  # nothing is more similar, and what is as similar comes later
+                break

@@ -75,7 +75,7 @@ def exact_candidates(
 
 
 def _sampled(io: TaskIO, shard: int, num: int, seed: int) -> _Asked:
-    kept = io.kept("leakage", shard)
+    kept = io.kept("semantic", shard)
     chosen = np.sort(np.argsort(drawn(seed, kept["sha256"].to_pylist()), kind="stable")[:num])
     ids = kept["image_id"].to_numpy()[chosen]
     return _Asked(ids, vectors_at(io, shard, ids), None)
@@ -226,14 +226,14 @@ class Candidates(SetsStage):
     """For each set, one task a group of shards of the pool; for a sample set, one a block of its queries too."""
 
     name = "candidates"
-    reads = ("queries", "quotas", "embeddings", "clusters", "leakage")
+    reads = ("queries", "quotas", "embeddings", "clusters", "semantic")
     writes = ("candidates",)
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """Plan the tasks of all sets."""
         groups = groups_of(context.shards("pool"))
         of_pool = {
-            shards[0]: tuple(context.part(table, s) for table in ("leakage", "clusters") for s in shards)
+            shards[0]: tuple(context.part(table, s) for table in ("semantic", "clusters") for s in shards)
             for shards in groups
         }
         vectors = {shards[0]: tuple(context.part("embeddings", s) for s in shards) for shards in groups}
@@ -263,7 +263,7 @@ class Candidates(SetsStage):
     def _exact(self, context: Context, plan: SetPlan) -> tuple[Any, dict[str, Any], tuple[Part, ...]]:
         sample = recall_sample(plan, self.config.recall_queries)
         args = {"query_set": plan.name, "sample": sample, "k": plan.query.k, "seed": self.config.seed}
-        reads = tuple(context.part(table, shard) for table in ("leakage", "embeddings") for shard, _ in sample)
+        reads = tuple(context.part(table, shard) for table in ("semantic", "embeddings") for shard, _ in sample)
         return exact_candidates, args, reads
 
     @staticmethod

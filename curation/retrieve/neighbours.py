@@ -21,7 +21,7 @@ from curation.retrieve.retrieve import (
     set_plans,
 )
 from curation.retrieve.search import rank_in
-from curation.schema import TABLES, Part
+from curation.schema import TABLES, Part, id_range, part_of_group
 from curation.stage import Context, Map, Task, TaskIO
 
 
@@ -110,6 +110,7 @@ def retrieval(
     neighbours: list[int],
     exact: list[int],
     quotas: int | None,
+    leaks: list[int] | None,
 ) -> pa.Table:
     """The row of one set.
 
@@ -122,6 +123,7 @@ def retrieval(
         neighbours: parts of the set.
         exact: parts of ``candidates`` that hold the sample of its recall.
         quotas: part of the set; None where it draws from no cluster.
+        leaks: parts that tell which of its pictures match a benchmark; None where none is left out for that.
     """
     mode, k, cap = asked["mode"], asked["k"], asked["cap"]
     num_queries = sum(io.read(io.part("queries", shard), ["query_id"]).num_rows for shard in query_shards)
@@ -129,6 +131,7 @@ def retrieval(
     retrieved, taken, unique = _counts(io, neighbours)
     if mode == "as_is":
         nominal = nominal_as_is(num_queries)
+        row["num_test_matches"] = sum(_num_leaks(io, part, query_shards) for part in leaks or ())
     elif mode == "sample":
         nominal = nominal_sample(num_queries, k)
         row["num_sampled"], row["recall"] = recall_of(io, neighbours, exact, k)
@@ -147,6 +150,12 @@ def retrieval(
     return pa.Table.from_pylist([row], schema=TABLES["retrieval"].schema)
 
 
+def _num_leaks(io: TaskIO, part: int, query_shards: list[int]) -> int:
+    """Pictures of a set that a part of ``leaks`` names as copies of benchmark pictures."""
+    within = ("image_id", *id_range(query_shards[0], query_shards[-1]))
+    return int(pc.sum(io.read(io.part("leaks", part), ["leaks"], within=within)["leaks"]).as_py() or 0)
+
+
 def _counts(io: TaskIO, neighbours: list[int]) -> tuple[int, int, int]:
     """Rows of a set, those that its cap left, and different pictures of these."""
     num_rows, num_taken, seen = 0, 0, np.zeros(0, np.int64)
@@ -162,8 +171,8 @@ class Neighbours(SetsStage):
     """One task for each block of a sample set, one for each other set; then one that tells what came of each set."""
 
     name = "neighbours"
-    version = 3
-    reads = ("queries", "quotas", "candidates")
+    version = 4
+    reads = ("queries", "quotas", "candidates", "leaks")
     writes: ClassVar[tuple[str, ...]] = ("neighbours", "retrieval")
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
@@ -199,7 +208,8 @@ def _retrieval_task(context: Context, plan: SetPlan, neighbours: list[Part]) -> 
     exact = candidate_parts(context, plan, 0) if query.mode == "sample" else []
     draws = query.mode in ("cluster", "balanced")
     asked = {"mode": query.mode, "k": query.k, "cap": query.cap if query.mode == "cluster" else None}
-    reads = [context.part("queries", shard) for shard in plan.shards] + neighbours + exact
+    leaks = sorted({part_of_group(context.parts("leaks"), s) for s in plan.shards}) if query.is_checked else []
+    reads = [context.part("queries", shard) for shard in plan.shards] + neighbours + exact + leaks
     return Task(
         function=retrieval,
         args={
@@ -210,6 +220,7 @@ def _retrieval_task(context: Context, plan: SetPlan, neighbours: list[Part]) -> 
             "neighbours": [part.index for part in neighbours],
             "exact": [part.index for part in exact],
             "quotas": plan.first if draws else None,
+            "leaks": [part.index for part in leaks] if query.is_checked else None,
         },
         reads=(*reads, context.part("quotas", plan.first)) if draws else tuple(reads),
         writes=context.part("retrieval", plan.first),

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
+from curation.dedup.near import rows_at
 from curation.ingest.sources import QueryConfig
 from curation.represent.hierarchy import parents_of
 from curation.retrieve.balance import allocate
@@ -26,7 +27,9 @@ def count_clusters(io: TaskIO, *, pool_shards: list[int]) -> pa.Table:
     """One part of ``cluster_sizes``."""
     counts = np.zeros(0, np.int64)
     for shard in pool_shards:
-        cluster = io.read(io.part("clusters", shard), ["cluster"])["cluster"].to_numpy()
+        table = io.read(io.part("clusters", shard), ["image_id", "cluster"])
+        at = rows_at(table["image_id"].to_numpy(), io.kept("semantic", shard)["image_id"].to_numpy())
+        cluster = table["cluster"].to_numpy()[at]
         counts = _added(counts, np.bincount(cluster, minlength=len(counts)))
     held = np.flatnonzero(counts)
     return pa.table([held.astype(np.int32), counts[held]], schema=TABLES["cluster_sizes"].schema)
@@ -94,7 +97,8 @@ class Quotas(SetsStage):
     """Sizes of the clusters, then one task for each set that draws from them."""
 
     name = "quotas"
-    reads = ("clusters", "queries", "fit_hierarchy")
+    version = 2
+    reads = ("semantic", "clusters", "queries", "fit_hierarchy")
     writes: ClassVar[tuple[str, ...]] = ("quotas", "cluster_sizes")
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
@@ -103,7 +107,7 @@ class Quotas(SetsStage):
         groups = list(enumerate(groups_of(context.shards("pool")))) if plans else []
         counts = []
         for number, shards in groups:
-            reads = tuple(context.part("clusters", shard) for shard in shards)
+            reads = tuple(context.part(table, shard) for table in ("semantic", "clusters") for shard in shards)
             writes = context.part("cluster_sizes", number)
             counts.append(Task(function=count_clusters, args={"pool_shards": shards}, reads=reads, writes=writes))
         map(counts)

@@ -190,7 +190,7 @@ class PoolRows:
 NO_ROWS = PoolRows(np.zeros(0, np.int64), np.zeros(0, np.uint64), np.zeros(0, np.int32), np.zeros(0, np.float32))
 
 
-def _first_bytes(digests: Iterable[str]) -> np.ndarray:
+def first_bytes(digests: Iterable[str]) -> np.ndarray:
     """First 8 bytes of hex digests, uint64: the order of the digests themselves."""
     return np.array([int(digest[:16], 16) for digest in digests], np.uint64)
 
@@ -200,17 +200,17 @@ def drawn(seed: int, sha256: Iterable[str]) -> np.ndarray:
 
     They depend on the bytes of each picture only, so that a longer draw begins with a shorter one.
     """
-    return _first_bytes(hashlib.sha256(f"{seed}|{one}".encode()).hexdigest() for one in sha256)
+    return first_bytes(hashlib.sha256(f"{seed}|{one}".encode()).hexdigest() for one in sha256)
 
 
 def rows_of_shard(io: TaskIO, shard: int) -> tuple[pa.Table, PoolRows]:
-    """image_id, sha256 of what leakage kept in a shard, and its rows, ties by sha256."""
-    kept = io.kept("leakage", shard)
+    """image_id, sha256 of what semantic kept in a shard, and its rows, ties by sha256."""
+    kept = io.kept("semantic", shard)
     table = io.read(io.part("clusters", shard))
     ids = kept["image_id"].to_numpy()
     at = rows_at(table["image_id"].to_numpy(), ids)
     cluster, similarity = table["cluster"].to_numpy()[at], table["similarity"].to_numpy()[at]
-    return kept, PoolRows(ids, _first_bytes(kept["sha256"].to_pylist()), cluster, similarity)
+    return kept, PoolRows(ids, first_bytes(kept["sha256"].to_pylist()), cluster, similarity)
 
 
 def vectors_at(io: TaskIO, shard: int, ids: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from curation.dedup.leakage import leaks_of_shard
 from curation.dedup.near import rows_at
 from curation.ingest.sources import QueryConfig
 from curation.retrieve.search import rank_in
@@ -84,30 +85,38 @@ def selected(offers: pa.Table, rows: pa.Table, cluster: pa.ChunkedArray) -> pa.T
         query_id=pc.if_else(is_kept, best["query_id"], None),
         similarity=best["similarity"],
         cluster=cluster,
+        reference_id=pa.nulls(rows.num_rows, pa.int64()),
     )
 
 
 class Selection(ShardStage):
-    """Verdict over what leakage kept of the pool, and over the query sets: those taken as they are, are taken whole."""
+    """Verdict over what semantic kept of the pool, and over the pictures of the query sets.
+
+    Those of a set that is taken as it is are kept, but for what matches a picture of a benchmark: reason test_match.
+    """
 
     name = "selection"
     section = ""
-    version = 2
+    version = 3
     kind = "verdict"
-    after = "leakage"
-    reads: ClassVar[tuple[str, ...]] = ("leakage", "offers", "clusters", "sources")
+    after = "semantic"
+    reads: ClassVar[tuple[str, ...]] = ("semantic", "offers", "clusters", "sources", "leaks")
     writes: ClassVar[tuple[str, ...]] = ("selection", "choices")
     roles = ("pool", "query")
     config: SelectConfig
 
-    def __init__(self, config: SelectConfig, queries: Mapping[str, QueryConfig]) -> None:
+    def __init__(self, config: SelectConfig, queries: Mapping[str, QueryConfig], leakage_threshold: float) -> None:
         super().__init__(config)
         self.queries = queries
+        self.leakage_threshold = leakage_threshold
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Modes of the sets, and how often a picture is taken; their order is that of ``offers``."""
         modes = {name: query.mode for name, query in self.queries.items()}
-        return {"queries": modes, "select.multiset": self.config.multiset}
+        told: dict[str, Any] = {"queries": modes, "select.multiset": self.config.multiset}
+        own = {name: query for name, query in self.queries.items() if query.mode == "as_is"}
+        told |= {f"queries.{name}.drop_test_matches": query.is_checked for name, query in own.items()}
+        return told | ({"leakage.threshold": self.leakage_threshold} if own else {})
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Judge the rows of a shard."""
@@ -126,17 +135,20 @@ class Selection(ShardStage):
     def _of_query_set(self, shard: int, io: TaskIO, cluster: pa.ChunkedArray) -> dict[str, pa.Table]:
         sources = io.table("sources", ["source_id", "name"]).to_pylist()
         name = next(row["name"] for row in sources if row["source_id"] == source_of_shard(shard))
-        as_is, num = self.queries[name].mode == "as_is", io.rows.num_rows
+        query, num = self.queries[name], io.rows.num_rows
         nothing = {"query_id": pa.nulls(num, pa.int64()), "similarity": pa.nulls(num, pa.float32())}
-        selection = verdict_table(
-            "selection",
-            io.rows,
-            reason=pa.array([None if as_is else "not_retrieved"] * num, pa.string()),
-            part=pa.array([name if as_is else None] * num, pa.string()),
-            cluster=cluster,
-            **nothing,
-        )
+        reason: Any = pa.array([None if query.mode == "as_is" else "not_retrieved"] * num, pa.string())
+        told: dict[str, Any] = {"reference_id": pa.nulls(num, pa.int64())}
+        if query.is_checked:
+            matches = leaks_of_shard(io, shard)
+            matches = matches.take(pc.index_in(io.rows["image_id"], value_set=matches["image_id"].combine_chunks()))
+            reason = pc.if_else(pc.fill_null(matches["leaks"], False), "test_match", _NO_REASON).combine_chunks()
+            threshold = pa.scalar(self.leakage_threshold, pa.float32())
+            told = {"reference_id": matches["reference_id"], "score": matches["similarity"]}
+            told["threshold"] = pc.if_else(matches["similarity"].is_null(), pa.scalar(None, pa.float32()), threshold)
+        part = pc.if_else(reason.is_null(), name, _NO_REASON)
+        selection = verdict_table("selection", io.rows, reason=reason, part=part, cluster=cluster, **nothing, **told)
         kept = selection.filter(selection["keep"])
-        samples = {name: kept[name] for name in kept.column_names}
+        samples = {column: kept[column] for column in kept.column_names}
         samples |= {"copy": pa.array(np.zeros(len(kept), np.int32)), "query_label": pa.nulls(len(kept), pa.string())}
         return {"selection": selection, "choices": _samples(samples)}

@@ -36,6 +36,7 @@ _RULES = {
     "near": (("near_duplicate", "near.radius_bits", "pHash at most {} bits from that of the picture kept"),),
     "duplicates": (("copy", "duplicates.threshold", "cosine of at least {} to another picture of the pool"),),
     "leakage": (("leak", "leakage.threshold", "cosine of at least {} to a picture of a benchmark"),),
+    "semantic": (("semantic_duplicate", "semdedup.eps", "1 - cosine below {} to a picture before it in its cluster"),),
 }
 # Licences that no run records. Other models and files are of others.
 _LICENCES = {
@@ -124,6 +125,7 @@ _COUNTS = (
     "shortfall",
     "num_clusters",
     "num_short",
+    "num_test_matches",
     "num_sampled",
     "recall",
     "num_final",

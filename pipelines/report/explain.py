@@ -38,6 +38,13 @@ _REFERENCES = """
     SELECT reference_id AS image_id, similarity FROM reference_edges WHERE image_id = ?
     ORDER BY similarity DESC, reference_id
 """
+_DECIDES = """
+    SELECT v.reference_id AS image_id, s.name AS benchmark, nullif(l.via_id, v.image_id) AS via_id
+    FROM (SELECT image_id, reference_id FROM leakage UNION ALL SELECT image_id, reference_id FROM selection) v
+    JOIN sources s ON s.source_id = v.reference_id // 1000000000000
+    LEFT JOIN leaks l USING (image_id)
+    WHERE v.image_id = ?
+"""
 _ASKED = "SELECT * FROM neighbours WHERE image_id = ? ORDER BY query_set, rank < 0, similarity DESC, query_id"
 _RETRIEVED = """
     SELECT n.image_id, n.rank, n.similarity, e.stage, e.reason, coalesce(c.part, s.part) AS part,
@@ -160,6 +167,8 @@ def _beside(connection: Any, verdict: dict[str, Any], url: str | None) -> Iterat
         yield from _copies(connection, image_id)
     elif verdict["stage"] == "leakage":
         yield from _leaks(connection, image_id)
+    elif verdict["stage"] == "semantic":
+        yield from _means_the_same(connection, image_id)
     elif verdict["stage"] == "selection":
         query = "SELECT part, query_id, similarity FROM choices WHERE image_id = ? ORDER BY copy"
         samples = rows_of(connection, query, image_id)
@@ -167,6 +176,8 @@ def _beside(connection: Any, verdict: dict[str, Any], url: str | None) -> Iterat
             yield f"for the set {row['part']}{_by(connection, row)}"
         if len(samples) > _NUM_LISTED:
             yield f"and {len(samples) - _NUM_LISTED:,} times more"
+        if verdict["reason"] == "test_match":
+            yield from _leaks(connection, image_id)
         if verdict["reason"] == "not_retrieved":
             yield "no query set asked for it"
 
@@ -216,12 +227,25 @@ def _copies(connection: Any, image_id: int) -> Iterator[str]:
 
 
 def _leaks(connection: Any, image_id: int) -> Iterator[str]:
-    query = "SELECT reference_id AS image_id, benchmark FROM leakage WHERE image_id = ? AND reference_id IS NOT NULL"
     references = rows_of(connection, _REFERENCES, image_id)
-    for told in rows_of(connection, query, image_id):
-        yield f"most like image {told['image_id']} of benchmark {told['benchmark']}{_address(connection, told)}"
+    for told in rows_of(connection, _DECIDES, image_id):
+        via = "" if told["via_id"] is None else f", joined by image {told['via_id']} of its component"
+        yield f"most like image {told['image_id']} of benchmark {told['benchmark']}{via}{_address(connection, told)}"
         references = [row for row in references if row["image_id"] != told["image_id"]]
     yield from _listed(connection, references, "pictures of benchmarks that are like it", _alike)
+
+
+def _means_the_same(connection: Any, image_id: int) -> Iterator[str]:
+    """What it is too like, and what stays for it; how many it stands for."""
+    query = "SELECT nearest_id, representative_id AS image_id FROM semantic WHERE image_id = ? AND NOT keep"
+    for row in rows_of(connection, query, image_id):
+        if row["nearest_id"] != row["image_id"]:
+            yield f"too like image {row['nearest_id']} of its cluster, which goes for another"
+        yield f"image {row['image_id']} of its cluster stays for it{_address(connection, row)}"
+    query = "SELECT image_id FROM semantic WHERE representative_id = ? AND NOT keep ORDER BY image_id"
+    others = rows_of(connection, query, image_id)
+    told = f"it stays for {_many(len(others), 'picture')} of its cluster"
+    yield from _listed(connection, others, told, lambda row: "")
 
 
 def _alike(row: dict[str, Any]) -> str:

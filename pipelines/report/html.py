@@ -75,13 +75,14 @@ def page(connection: Any, read: ReadRange, *, num_pictures: int = _NUM_PICTURES)
         f"<h1>{_headline(rows)}</h1>",
         f"<p>{escape(told)}</p>",
         '<nav><a href="#funnel">funnel</a><a href="#reasons">reasons</a><a href="#composition">composition</a>'
-        '<a href="#query-sets">query sets</a>'
+        '<a href="#query-sets">query sets</a><a href="#leakage">leakage</a>'
         '<a href="#hosts">hosts</a><a href="#clusters">clusters</a><a href="#chosen">chosen</a>'
         '<a href="#dropped">dropped</a></nav>',
         *_funnel(rows),
         *_reasons(connection),
         *_composition(connection),
         *_query_sets(connection),
+        *_leakage(connection),
         *_hosts(connection),
         *_clusters(connection),
         *_chosen(chosen(connection, read, num_pictures)),
@@ -201,6 +202,31 @@ def _query_sets(connection: Any) -> Iterator[str]:
     yield from (f"<p>{escape(note)}</p>" for note in notes(rows))
 
 
+def _leakage(connection: Any) -> Iterator[str]:
+    rows = _dicts(connection, "leakage")
+    if not rows:
+        return
+    text = (
+        "Pictures that were dropped because a benchmark holds them too, and how much of each benchmark was found. "
+        "Pairs stand below, among the dropped pictures."
+    )
+    yield _heading("leakage", "Benchmarks", text)
+    body = [
+        [
+            escape(row["benchmark"]),
+            f"{row['num_images']:,}",
+            f"{row['num_matched']:,}",
+            "" if row["share"] is None else f"{row['share']:.1%}",
+            *(f"{row[key]:,}" for key in ("num_dropped", "num_direct", "num_through", "num_as_is")),
+            _decimal(row["max_similarity"]),
+            _decimal(row["median_similarity"]),
+        ]
+        for row in rows
+    ]
+    names = ["benchmark", "pictures", "found", "share", "dropped", "by an edge", "through copies", "of as-is sets"]
+    yield _table([*names, "highest similarity", "median"], body, numbers=tuple(range(1, 10)))
+
+
 def _hosts(connection: Any) -> Iterator[str]:
     rows = _dicts(connection, "hosts")
     text = f"The {_NUM_HOSTS} with most lines, of {len(rows):,}. Dark: lines in the set; pale: lines that gave bytes."
@@ -238,8 +264,8 @@ def _chosen(pictures: Sequence[Thumbnail]) -> Iterator[str]:
 
 def _dropped(pictures: Sequence[Thumbnail]) -> Iterator[str]:
     text = (
-        "A draw for each reason. On the right what the picture was held against: the one kept for its group, or the "
-        "picture of a benchmark. Explicit pictures are shown as a few cells."
+        "A draw for each reason. On the right what the picture was held against: the one kept for its group, the one "
+        "that it is too like, or the picture of a benchmark. Explicit pictures are shown as a few cells."
     )
     yield _heading("dropped", "Dropped pictures", text)
     for (stage, reason), group in groupby(pictures, key=lambda picture: (picture.stage, picture.reason)):

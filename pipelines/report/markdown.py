@@ -17,6 +17,7 @@ _KEPT = {
     "near": "no kept picture has nearly the same perceptual hash",
     "duplicates": "it is no copy of a kept picture",
     "leakage": "it is no copy of a picture of a benchmark",
+    "semantic": "no picture before it in its cluster means nearly the same",
     "selection": "a query set asked for it",
     "as_is": "it belongs to a set that is taken as it is",
     "set": "",
@@ -130,6 +131,10 @@ def _composition(card: Card) -> Iterator[str]:
             f"{part['num_images'] - part['num_queries']:,} of {_code(part['query_set'])}" for part in unread
         )
         yield _text(f"Images that could not be read asked for nothing: {told}.")
+    matching = [part for part in parts if part["num_test_matches"]]
+    if matching:
+        told = ", ".join(f"{part['num_test_matches']:,} of {_code(part['query_set'])}" for part in matching)
+        yield _text(f"Images of sets that are taken as they are, left out because a benchmark holds them too: {told}.")
     yield from (_text(line) for line in _shortfall(parts))
     yield _text(
         "A picture is asked for and retrieved as often as queries ask for it, as in table 15 of the paper, and counts "

@@ -68,6 +68,9 @@ def notes(rows: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         if row["num_short"]:
             of_clusters = f"{row['num_short']:,} of {row['num_clusters']:,} clusters hold fewer than was asked of them"
             yield f"{row['query_set']}: {of_clusters} (lvd sql shortfall)"
+        if row["num_test_matches"]:
+            pictures = f"{row['num_test_matches']:,} of its {row['num_queries']:,} pictures"
+            yield f"{row['query_set']}: {pictures} match a benchmark and are left out (lvd sql leaks)"
         if row["recall"] is not None:
             queries = f"{row['num_sampled']:,} of {row['num_queries']:,} queries"
             yield f"{row['query_set']}: recall {row['recall']:.2%}, of the neighbours of {queries}"

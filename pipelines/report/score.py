@@ -1,8 +1,9 @@
 """How a run over a sample web did against the truth, kind by kind.
 
 A row is right when it has exactly one end state, and that state and its reason are among those that truth names.
-Truth's ``kept`` means: survived everything up to and including leakage. What selection does after that is a matter of
-the query sets, so an end in ``selection`` counts as kept. A line that was taken down ends as somebody asked for.
+Truth's ``kept`` means: survived everything up to and including leakage. What comes after that is a matter of meaning
+and of the query sets, so an end in ``semantic`` or ``selection`` counts as kept. A line that was taken down ends as
+somebody asked for.
 
 A forbidden contact is, in the server's request log,
 - any request for an address that robots.txt denies (or whose robots.txt cannot be had), or to a blocked host;
@@ -144,7 +145,7 @@ def _is_right(row: Mapping[str, Any], stage: str, reason: str | None) -> bool:
     if reason == TAKEN_DOWN:
         return True
     if row["end_stage"] == KEPT:
-        return stage in (KEPT, "selection")
+        return stage in (KEPT, "semantic", "selection")
     return stage in row["end_stage"].split("|") and reason in row["reason"].split("|")
 
 

@@ -26,6 +26,7 @@ _MADE_WITH = {
     "leakage": "leakage",
     "embed": "embeddings",
     "cluster": "fit_kmeans",
+    "semdedup": "semantic",
     "select": "selection",
     "export": "shards",
 }

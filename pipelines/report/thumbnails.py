@@ -41,6 +41,8 @@ WITH others AS (
     SELECT image_id, 'near' AS stage, representative_id AS other_id FROM near
     UNION ALL SELECT image_id, 'duplicates', representative_id FROM duplicates
     UNION ALL SELECT image_id, 'leakage', reference_id FROM leakage
+    UNION ALL SELECT image_id, 'semantic', nearest_id FROM semantic
+    UNION ALL SELECT image_id, 'selection', reference_id FROM selection
 ),
 ranked AS (
     SELECT e.*, coalesce(u.url, u.location) AS address, d.small_object, d.small_offset, d.small_bytes,
@@ -48,7 +50,7 @@ ranked AS (
     FROM end_state e
     JOIN urls u USING (image_id)
     JOIN detections d USING (image_id)
-    WHERE e.role = 'pool' AND e.reason IS NOT NULL AND d.small_object IS NOT NULL
+    WHERE (e.role = 'pool' OR e.reason = 'test_match') AND e.reason IS NOT NULL AND d.small_object IS NOT NULL
     WINDOW reasons AS (PARTITION BY e.stage, e.reason)
 )
 SELECT r.image_id, r.stage, r.reason, r.score, r.threshold, r.address, r.num_pictures,
@@ -73,7 +75,7 @@ class Thumbnail:
     score: float | None
     threshold: float | None
     source: str  # data URI
-    other_id: int | None  # representative, benchmark picture, or query
+    other_id: int | None  # representative, benchmark picture, what it is too like, or query
     other_source: str | None
 
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-KEPT = "kept"  # it survives everything up to and including leakage; what selection does then is not judged
+KEPT = "kept"  # it survives everything up to and including leakage; what semantic and selection do then is not judged
 
 # own: a picture of its own; copy: derived from a base picture that nothing else derives from; any: some base picture's
 # bytes, which are never accepted; none: no picture of the site.

@@ -3,7 +3,7 @@
 -- Query sets and benchmarks meet screened, fetched and safety; query sets then meet selection.
 WITH met AS (
     SELECT v.image_id, v.stage, v.keep, s.role,
-        CASE WHEN s.role <> 'pool' AND v.place = 7 THEN 4 ELSE v.place END AS place
+        CASE WHEN s.role <> 'pool' AND v.place = 8 THEN 4 ELSE v.place END AS place
     FROM verdicts v
     JOIN sources s ON s.source_id = v.image_id // 1000000000000
 ),

@@ -17,7 +17,7 @@ judged AS (
         min(place) FILTER (WHERE NOT keep) AS dropped_at,
         min_by(struct_pack(stage, reason, score, threshold), place) FILTER (WHERE NOT keep) AS dropped,
         coalesce(bool_or(keep AND place = 3), false) AS is_safe,
-        coalesce(bool_or(keep AND place = 7), false) AS is_selected
+        coalesce(bool_or(keep AND place = 8), false) AS is_selected
     FROM verdicts
     GROUP BY image_id
 ),

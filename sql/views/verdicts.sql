@@ -13,4 +13,6 @@ SELECT image_id, sha256, 'duplicates', 5, keep, reason, score, threshold FROM du
 UNION ALL
 SELECT image_id, sha256, 'leakage', 6, keep, reason, score, threshold FROM leakage
 UNION ALL
-SELECT image_id, sha256, 'selection', 7, keep, reason, score, threshold FROM selection;
+SELECT image_id, sha256, 'semantic', 7, keep, reason, score, threshold FROM semantic
+UNION ALL
+SELECT image_id, sha256, 'selection', 8, keep, reason, score, threshold FROM selection;

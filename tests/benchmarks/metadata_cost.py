@@ -94,7 +94,8 @@ class Made:
         column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), DIM)
         key = {"image_id": ids, "sha256": sha256}
         self.put("embeddings", shard, pa.table([pa.array(ids), pa.array(sha256), column], schema=vector_schema(DIM)))
-        self.put("leakage" if role == "pool" else "safety", shard, key | {"keep": [True] * num})
+        for verdict in ("leakage", "semantic") if role == "pool" else ("safety",):
+            self.put(verdict, shard, key | {"keep": [True] * num})
         urls = {"url": [f"https://host-{one % 977}.example/pictures/{one}.jpg" for one in ids.tolist()]}
         text = {"alt_text": [f"a picture, one of many, number {one}" for one in range(num)], "source": [name] * num}
         self.put("urls", shard, {"image_id": ids, **urls, **text, "label": [f"class {one % 9}" for one in range(num)]})

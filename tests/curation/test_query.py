@@ -53,8 +53,8 @@ def test_a_run_that_is_not_through_has_pending_lines(small_run: Any):
 def test_reports(exported: Any):
     connection = exported.connect()
     funnel = run_sql(connection, "funnel").set_index("stage")
-    assert list(funnel.num_in) == [12, 10, 9, 8, 7, 6, 5]
-    assert list(funnel.num_left) == [10, 9, 8, 7, 6, 5, 4]
+    assert list(funnel.num_in) == [12, 10, 9, 8, 7, 6, 5, 5]
+    assert list(funnel.num_left) == [10, 9, 8, 7, 6, 5, 5, 4]
     assert funnel.share["selection"] == pytest.approx(4 / 12)
     reasons = run_sql(connection, "reasons")
     assert reasons.num_lines.sum() == 12
@@ -72,6 +72,36 @@ def test_reports(exported: Any):
     assert query_sets[counts].to_numpy().tolist() == [[3, 2, 2, 2], [2, 1, 4, 4]]
     assert query_sets.loc["dogs", ["num_nominal", "num_retrieved", "num_unique", "recall"]].tolist() == [4, 4, 4, 1.0]
     assert len(run_sql(connection, "shortfall")) == 0
+
+
+def test_reports_of_leakage(small_run: Any):
+    small_run.match_a_test_picture()
+    connection = small_run.connect()
+    (row,) = run_sql(connection, "leakage").to_dict("records")
+    assert row == {
+        "benchmark": "bench", "num_images": 2, "num_matched": 2, "share": 1.0, "num_dropped": 2, "num_direct": 1,
+        "num_through": 0, "num_as_is": 1, "max_similarity": 0.875, "median_similarity": pytest.approx(0.7875),
+    }  # fmt: skip
+    leaks = run_sql(connection, "leaks")
+    assert leaks.reason.tolist() == ["test_match", "leak"]
+    assert leaks.address[0] == "http://h0.test/flowers/1000000000000.jpg"
+    assert leaks.reference.tolist() == ["http://h0.test/bench/0.jpg", "http://h1.test/bench/1.jpg"]
+    assert leaks.via_id.isna().all()
+    assert run_checks(connection) == {}
+    end = connection.execute("SELECT stage, reason FROM end_state WHERE image_id = 1000000000000").fetchone()
+    assert end == ("selection", "test_match")
+    steps = "SELECT reason, num_rows FROM funnel_steps WHERE role = 'as_is' ORDER BY ALL"
+    assert connection.execute(steps).fetchall() == [("test_match", 1), (None, 1)]
+
+
+def test_semantic_duplicates_pass_the_checks(small_run: Any):
+    small_run.mean_the_same()
+    connection = small_run.connect()
+    assert set(run_checks(connection)) <= {"choices_match_retrieval"}  # the set was not asked again
+    ends = connection.execute("SELECT count(*) FROM end_state WHERE reason = 'semantic_duplicate'").fetchone()
+    assert ends == (2,)
+    small_run.change("semantic", 3_000_001, 0, keep=False, reason="semantic_duplicate")
+    assert "representative_is_kept" in run_checks(small_run.connect())
 
 
 def test_a_good_run_passes_all_checks(exported: Any):

@@ -46,6 +46,7 @@ class Lab:
             "fetch.backoff_s=0.05",
             "fetch.per_host_interval_s=0.01",
             "cluster.num_clusters=8",
+            "semdedup.eps=0.005",
             "export.samples_per_tar=20",
             "execution.executor=inline",
             "execution.min_free_gb=0.1",

@@ -109,6 +109,8 @@ def test_a_changed_embedder_redoes_embed_and_what_follows(lab, undisturbed, tmp_
         "fit_kmeans",
         "fit_hierarchy",
         "cluster",
+        "semantic_duplicates",
+        "semantic",
         "queries",
         "quotas",
         "candidates",

@@ -20,7 +20,7 @@ def test_recipes_resolve_and_run_again_as_they_are(name, tmp_path):
     saved.write_text(dump_recipe(recipe))
     again = load_recipe(CurateRecipe, str(saved))
     assert again == recipe
-    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 32
+    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 35
 
 
 def test_a_balanced_set_runs_again_as_it_resolves(tmp_path):
@@ -87,6 +87,11 @@ def test_a_base_lies_beneath_and_overrides_on_top(tmp_path):
             "hierarchy.levels=[{num_clusters: 17, sample_per_cluster: 1, resampling_steps: 0}]",
             "hierarchy.levels.0.num_clusters = 17: there are only 16 vectors",
         ),
+        ("queries.sample.drop_test_matches=true", "drop_test_matches is given, and mode sample takes none of its"),
+        ("queries.even={mode: balanced, total: 9, drop_test_matches: false}", "and mode balanced takes none of its"),
+        ("semdedup.eps=0", "key 'semdedup.eps': got 0; input should be greater than 0"),
+        ("semdedup.eps=2.5", "key 'semdedup.eps': got 2.5; input should be less than or equal to 2"),
+        ("semdedup.which_to_keep=first", "key 'semdedup.which_to_keep': got 'first'; input should be 'hard', 'easy'"),
         ("queries.sample.weight=0", "key 'queries.sample.weight': got 0; input should be greater than 0"),
         ("queries.sample.weight=1", "queries: weights add up to 1 and 'as_is' has none; give a weight to every set"),
         ("benchmarks.web={kind: folder, location: x}", "the name 'web' stands twice among sources"),

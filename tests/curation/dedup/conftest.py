@@ -74,6 +74,9 @@ class MemoryIO:
     def sources(self) -> pa.Table:
         return self.tables[self.part("sources", 0)]
 
+    def parts(self, table: str) -> list[Part]:
+        return sorted(part for part in self.tables if part.folder == table)
+
     def digest(self, part: Part) -> str:
         return str(part)
 

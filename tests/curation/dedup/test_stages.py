@@ -11,7 +11,7 @@ from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_table
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
-from curation.dedup.leakage import Leakage, LeakageConfig
+from curation.dedup.leakage import Leakage, LeakageConfig, Leaks
 from curation.dedup.near import NearConfig, NearPairs
 from curation.dedup.near_codes import NearCodes
 from curation.schema import image_ids
@@ -133,6 +133,7 @@ def chain(io: Any) -> None:
 def verdicts(io: Any, duplicates: DuplicatesConfig, leakage: LeakageConfig) -> dict[int, str | None]:
     """The reason of each pool picture, None for what is left."""
     Components(duplicates, DESCRIPTOR, EDGES).run(io, io.map)
+    Leaks(leakage, DESCRIPTOR, EDGES).run(io, io.map)
     reasons: dict[int, str | None] = {}
     for shard in POOL:
         for stage in (
@@ -172,6 +173,7 @@ def test_only_named_benchmarks_count(memory_io: Any) -> None:
     got = verdicts(memory_io, DuplicatesConfig(), LeakageConfig(benchmarks=("set3",)))
     assert got[0] is None
     assert got[S2 + 1] == "leak"
+    Leaks(LeakageConfig(), DESCRIPTOR, EDGES).run(memory_io, memory_io.map)
     table = memory_io.verdict(Leakage(LeakageConfig(), DESCRIPTOR, EDGES), 0)
     assert table["reference_id"].to_pylist() == [2_000_000 * 1_000_000]
     assert table["benchmark"].to_pylist() == ["set2"]

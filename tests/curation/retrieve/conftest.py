@@ -18,7 +18,10 @@ from pipelines.plan import Ledger
 from pipelines.runner import InlineExecutor
 from pipelines.work import Where
 
-STAGES = ("fit_hierarchy", "queries", "quotas", "candidates", "neighbours", "offers", "selection")
+STAGES = (
+    "leaks", "fit_hierarchy", "semantic_duplicates", "semantic", "queries", "quotas", "candidates", "neighbours",
+    "offers", "selection",
+)  # fmt: skip
 
 
 def sha256_of(image_id: int) -> str:
@@ -35,6 +38,7 @@ class Made:
     shards: dict[str, list[int]] = field(default_factory=dict)  # of each source
     vectors: dict[int, np.ndarray] = field(default_factory=dict)  # image_id -> float16 [D], of what is kept
     cluster: dict[int, int] = field(default_factory=dict)
+    edges: list[dict[str, Any]] = field(default_factory=list)  # to benchmarks, rows of reference_edges
     said: list[str] = field(default_factory=list)
 
     def add(self, name: str, vectors: Sequence[np.ndarray], cluster: Sequence[Sequence[int]] | None = None) -> None:
@@ -86,12 +90,15 @@ class Made:
         self.put("sources", 0, rows)
         vectors = [row.tolist() for row in self.centroids.astype(np.float32)]
         self.put("fit_kmeans", 0, [{"cluster": n, "vector": vector} for n, vector in enumerate(vectors)])
+        self.put("reference_edges", 0, self.edges)
+        self.put("components", 0, [])
         stages = [stage for stage in build_stages(recipe) if stage.name in STAGES]
         self.ledger = Ledger(
             stores={root: open_store(f"{self.folder}/{root}") for root in ("pool", "run")},
             stages=stages,
             registered=pa.Table.from_pylist(rows, schema=TABLES["sources"].schema),
             source_ids={row["name"]: row["source_id"] for row in rows},
+            task_parts={"reference_edges": (0,)},
         )
         where = Where(
             pool=recipe.pool,

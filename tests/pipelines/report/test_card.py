@@ -89,13 +89,15 @@ def test_numbers_are_those_of_the_tables(small_run: Any):
     assert flowers == {
         "query_set": "flowers", "mode": "as_is", "num_images": 3, "num_queries": 2, "num_retrieved_nominal": None,
         "num_final_nominal": 2, "num_retrieved": None, "num_taken": None, "num_unique": None, "num_collisions": None,
-        "shortfall": None, "num_clusters": None, "num_short": None, "num_sampled": None, "recall": None,
+        "shortfall": None, "num_clusters": None, "num_short": None, "num_test_matches": 0, "num_sampled": None,
+            "recall": None,
         "num_final": 2, "share": pytest.approx(2 / 6),
     }  # fmt: skip
     assert dogs == {
         "query_set": "dogs", "mode": "sample", "k": 4, "num_images": 2, "num_queries": 1, "num_retrieved_nominal": 4,
         "num_final_nominal": 4, "num_retrieved": 4, "num_taken": 4, "num_unique": 4, "num_collisions": 0,
-        "shortfall": 0, "num_clusters": None, "num_short": None, "num_sampled": 1, "recall": 1.0,
+        "shortfall": 0, "num_clusters": None, "num_short": None, "num_test_matches": None, "num_sampled": 1,
+        "recall": 1.0,
         "num_final": 4, "share": pytest.approx(4 / 6),
     }  # fmt: skip
     assert [(step["stage"], step["num_left"]) for step in card["funnel"]][-3:] == [

@@ -20,7 +20,7 @@ def test_life_of_a_chosen_picture(connection: Any):
     text = explain(connection, str(FIRST))
     lines = [line.strip() for line in text.splitlines()]
     assert lines[0] == f"image {FIRST}"
-    for stage in ("screened", "fetched", "safety", "near", "duplicates", "leakage", "selection"):
+    for stage in ("screened", "fetched", "safety", "near", "duplicates", "leakage", "semantic", "selection"):
         assert any(line.split() == [stage, "kept"] for line in lines)
     at = lines.index("it stands for 1 near copy:")
     assert lines[at + 1] == f"image {FIRST + 4}  http://h0.test/web/{FIRST + 4}.jpg"
@@ -46,6 +46,32 @@ def test_life_of_dropped_pictures(connection: Any):
     assert f"image {FIRST} has this address first" in explain(connection, str(SECOND + 4))
     assert "http_4xx, status 404" in explain(connection, str(FIRST + 2))
     assert "no query set asked for it" in explain(connection, str(SECOND + 2))
+
+
+def test_a_leak_tells_the_reference_and_what_joins_the_two(small_run: Any):
+    small_run.match_a_test_picture()
+    small_run.change("leaks", 1_000_000, 1, via_id=FIRST + 5)
+    connection = small_run.connect()
+    through = explain(connection, str(SECOND + 1))
+    via = f"joined by image {FIRST + 5} of its component  http://h1.test/bench/1.jpg"
+    assert f"most like image 1 of benchmark bench, {via}" in through
+    matched = explain(connection, "1000000000000")
+    assert "dropped: test_match" in matched
+    assert "most like image 0 of benchmark bench  http://h0.test/bench/0.jpg" in matched
+    assert matched.splitlines()[-1].split() == ["end", "selection/test_match"]
+
+
+def test_what_means_the_same_names_who_stays(small_run: Any):
+    small_run.mean_the_same()
+    connection = small_run.connect()
+    gone = explain(connection, str(SECOND + 5))
+    assert "dropped: semantic_duplicate  (score 0.9375, threshold 0.875)" in gone
+    assert f"too like image {SECOND + 3} of its cluster, which goes for another" in gone
+    assert f"image {SECOND} of its cluster stays for it  http://h0.test/web/{SECOND}.jpg" in gone
+    assert gone.splitlines()[-1].split() == ["end", "semantic/semantic_duplicate"]
+    stays = explain(connection, str(SECOND))
+    assert "it stays for 2 pictures of its cluster:" in stays
+    assert "too like" not in stays
 
 
 def test_what_a_picture_was_compared_with(small_run: Any):

@@ -6,18 +6,19 @@ from pipelines.report.funnel import FunnelRow, format_funnel, funnel
 
 def test_steps_add_up_and_as_is_sets_come_before_the_last_row(small_run: Any):
     rows = funnel(small_run.connect())
-    stages = ["screened", "fetched", "safety", "near", "duplicates", "leakage", "selection", "as_is", "set"]
+    stages = ["screened", "fetched", "safety", "near", "duplicates", "leakage", "semantic"]
+    stages += ["selection", "as_is", "set"]
     assert [row.stage for row in rows] == stages
     assert all(row.num_in == row.num_dropped + row.num_left for row in rows)
     assert all(row.num_dropped == sum(row.reasons.values()) for row in rows)
-    assert all(before.num_left == after.num_in for before, after in pairwise(rows[:7]))
-    assert (rows[0].num_in, rows[6].num_left, rows[7].num_left, rows[8].num_left) == (12, 4, 2, 6)
+    assert all(before.num_left == after.num_in for before, after in pairwise(rows[:8]))
+    assert (rows[0].num_in, rows[7].num_left, rows[8].num_left, rows[9].num_left) == (12, 4, 2, 6)
     assert rows[0].reasons == {"blocked_host": 1, "duplicate_url": 1}
-    assert rows[6].reasons == {"not_retrieved": 1}
+    assert rows[7].reasons == {"not_retrieved": 1}
 
 
 def test_a_run_that_is_not_through_ends_where_it_is(small_run: Any):
-    for name in ("selection", "leakage", "duplicates", "queries"):
+    for name in ("selection", "semantic", "leakage", "duplicates", "queries"):
         for part in (small_run.run / name).iterdir():
             part.unlink()
     rows = funnel(small_run.connect())

@@ -36,7 +36,15 @@ def test_page_is_whole_and_needs_nothing_else(small_run: Any, tmp_path: Path):
     assert parser.open == []
     assert "<script" not in text
     assert not re.search(r'(src|href)="(?!data:|#)', text)
-    for word in ("6 pictures from 12 lines", "blocked_host", "near_duplicate", "h0.test", "dogs", "flowers"):
+    for word in (
+        "6 pictures from 12 lines",
+        "blocked_host",
+        "near_duplicate",
+        "h0.test",
+        "dogs",
+        "flowers",
+        "Benchmarks",
+    ):
         assert word in text
     assert len(re.findall(r'src="data:image/jpeg;base64,', text)) >= 6 + 4  # the set, and what was dropped
 

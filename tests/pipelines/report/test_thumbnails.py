@@ -52,4 +52,7 @@ def test_chosen_and_dropped_stand_beside_what_they_were_held_against(small_run: 
     assert near.other_source
     assert outside["leakage", "leak"].other_id == 1
     assert outside["safety", "too_small"].other_id is None
+    small_run.match_a_test_picture()
+    matched = {(p.stage, p.reason): p for p in dropped(small_run.connect(), read, 50)}["selection", "test_match"]
+    assert (matched.image_id, matched.other_id, bool(matched.other_source)) == (1_000_000_000_000, 0, True)
     assert not {stage for stage, _ in outside} & {"screened", "fetched"}  # no pixels were ever seen
