@@ -435,7 +435,7 @@ _TABLES = (
         root="pool",
         kind="facts",
         row="one picture; unit vector for copy detection",
-        schema=vector_schema(512),
+        schema=vector_schema(0),
     ),
     Table(
         name="fit_quantiser",
