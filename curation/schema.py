@@ -470,6 +470,33 @@ _TABLES = (
             ("representative_id", pa.int64(), "the picture kept for the component"),
             ("similarity", pa.float32(), "highest similarity of an edge of this picture"),
         ),
+        row_group_rows=16_384,  # each shard reads its own rows
+    ),
+    Table(
+        name="component_sizes",
+        root="run",
+        kind="output",
+        parts="single",
+        row="one size of components, at the threshold in use; sizes of two and more",
+        schema=_schema(
+            ("size", pa.int64(), "pictures of the component"),
+            ("num_components", pa.int64(), "components of this size"),
+        ),
+    ),
+    Table(
+        name="component_sweep",
+        root="run",
+        kind="output",
+        parts="single",
+        row="one threshold from `edges.floor` on: what it would make of the edges that are stored, by policy component",
+        schema=_schema(
+            ("threshold", pa.float32(), "cosine from which on two pictures are copies"),
+            ("num_edges", pa.int64(), "pairs; those that local features refused do not count"),
+            ("num_components", pa.int64(), "components of two or more"),
+            ("num_pictures", pa.int64(), "pictures in them"),
+            ("num_dropped", pa.int64(), "all of them but one a component"),
+            ("largest", pa.int64(), "pictures of the largest"),
+        ),
     ),
     Table(
         name="duplicates",

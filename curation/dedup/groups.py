@@ -15,30 +15,11 @@ import pyarrow as pa
 
 from curation.dedup.near import NearConfig, blocked_distance, parse_hashes, rows_at
 from curation.dedup.near_codes import codes_of
+from curation.dedup.unionfind import connected_components
 from curation.schema import TABLES, Part, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 
 # --- pure functions -------------------------------------------------------------------------------------------------
-
-
-def connected_components(num_nodes: int, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Component of each node, int64 [num_nodes]: the least node of it.
-
-    Args:
-        num_nodes: nodes are 0 to ``num_nodes - 1``.
-        a: one end of each edge, int64 [E]; self edges and repeated ones are allowed.
-        b: the other end.
-    """
-    from scipy.sparse import coo_matrix
-    from scipy.sparse.csgraph import connected_components as label
-
-    if num_nodes == 0:
-        return np.empty(0, np.int64)
-    graph = coo_matrix((np.ones(len(a), bool), (a, b)), shape=(num_nodes, num_nodes))
-    count, labels = label(graph, directed=False)
-    least = np.full(count, num_nodes, np.int64)
-    np.minimum.at(least, labels, np.arange(num_nodes))
-    return np.asarray(least[labels])
 
 
 def representative_rank(ids: np.ndarray, pixels: np.ndarray, num_bytes: np.ndarray, sha256: np.ndarray) -> np.ndarray:

@@ -140,13 +140,10 @@ def fit_sift_vlad(pictures: Iterable[np.ndarray], *, seed: int) -> dict[str, np.
     """
     found = [root_sift(grey_of(rgb)) for rgb in pictures]
     found = [rows for rows in found if len(rows) >= MIN_KEYPOINTS]
-    both = [view for rows in found for view in (rows, np.ascontiguousarray(rows[:, MIRROR]))]
     if len(found) < 2:
         shapes = {"sift_mean": (128,), "sift_axes": (128, 0), "words": (0, 0), "vlad_mean": (0,), "vlad_axes": (0, 0)}
         return {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-    sample = np.concatenate(both)
-    draw = np.random.Generator(np.random.PCG64(seed))
-    sample = sample[np.sort(draw.permutation(len(sample))[:MAX_FIT_KEYPOINTS])]
+    sample = _sample(found, seed)
     fit = {"sift_mean": sample.mean(0)}
     centred = sample - fit["sift_mean"]
     _, axes = np.linalg.eigh(centred.T @ centred)
@@ -156,6 +153,19 @@ def fit_sift_vlad(pictures: Iterable[np.ndarray], *, seed: int) -> dict[str, np.
     fit["vlad_mean"] = rows.mean(0)
     fit["vlad_axes"] = whitening(rows - fit["vlad_mean"])
     return {name: np.asarray(array, np.float32) for name, array in fit.items()}
+
+
+def _sample(found: list[np.ndarray], seed: int) -> np.ndarray:
+    """Keypoints drawn from all pictures and their mirror images, in order, float32 [at most 120,000, 128]."""
+    ends = np.cumsum([0] + [2 * len(rows) for rows in found])
+    draw = np.random.Generator(np.random.PCG64(seed))
+    chosen = np.sort(draw.permutation(int(ends[-1]))[:MAX_FIT_KEYPOINTS])
+    drawn = []
+    for rows, first, end in zip(found, ends[:-1], ends[1:], strict=True):
+        mine = chosen[np.searchsorted(chosen, first) : np.searchsorted(chosen, end)] - first
+        plain = mine[mine < len(rows)]
+        drawn += [rows[plain], rows[mine[len(plain) :] - len(rows)][:, MIRROR]]
+    return np.concatenate(drawn)
 
 
 def _words(rows: np.ndarray, seed: int) -> np.ndarray:

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.dedup.components import Components, Duplicates, DuplicatesConfig, component_sizes
+from curation.dedup.components import Components, Duplicates, DuplicatesConfig
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_table
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
@@ -14,6 +14,7 @@ from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig, Leaks
 from curation.dedup.near import NearConfig, NearPairs
 from curation.dedup.near_codes import NearCodes
+from curation.dedup.unionfind import connected_components
 from curation.schema import image_ids
 from training.config import ConfigError
 
@@ -159,7 +160,40 @@ def test_component_drops_the_chain_and_leaks_as_a_whole(memory_io: Any) -> None:
     assert components["image_id"].to_pylist() == [0, S1, S1 + 1]
     assert components["component_id"].to_pylist() == [0, 0, 0]
     assert components["representative_id"].to_pylist() == [0, 0, 0]
-    assert component_sizes(components["component_id"].to_numpy()) == {3: 1}
+    assert memory_io.tables[memory_io.part("component_sizes", 0)].to_pylist() == [{"size": 3, "num_components": 1}]
+
+
+def test_the_sweep_tells_what_each_threshold_makes(memory_io: Any) -> None:
+    chain(memory_io)
+    stored = pa.concat_tables([memory_io.tables[memory_io.part("edges", number)] for number in range(4)])
+    for refused in (False, True):
+        if refused:  # local features refused every pair
+            for number in range(4):
+                part = memory_io.part("edges", number)
+                table = memory_io.tables[part]
+                no = pa.array([False] * len(table), pa.bool_())
+                memory_io.tables[part] = table.set_column(3, "verified", no)
+        Components(DuplicatesConfig(), DESCRIPTOR, EDGES).run(memory_io, memory_io.map)
+        sweep = memory_io.tables[memory_io.part("component_sweep", 0)].to_pylist()
+        assert sweep[0]["threshold"] == pytest.approx(EDGES.floors(DESCRIPTOR)[0])
+        for row in sweep:
+            high = stored.filter(stored["similarity"].to_numpy() >= np.float32(row["threshold"]))
+            ids = np.unique(np.concatenate([high["a"].to_numpy(), high["b"].to_numpy()]))
+            ends = (np.searchsorted(ids, high[end].to_numpy()) for end in ("a", "b"))
+            _, sizes = np.unique(connected_components(len(ids), *ends), return_counts=True)
+            expected = (len(high), len(sizes), len(ids), len(ids) - len(sizes), max(sizes, default=0))
+            assert tuple(row.values())[1:] == ((0, 0, 0, 0, 0) if refused else expected)
+
+
+def test_a_large_component_is_told(memory_io: Any) -> None:
+    chain(memory_io)
+    for config in (DuplicatesConfig(max_component=2), DuplicatesConfig(max_share=0.5)):
+        stage = Components(config, DESCRIPTOR, EDGES)
+        stage.run(memory_io, memory_io.map)
+        assert not list(Components(DuplicatesConfig(max_share=1), DESCRIPTOR, EDGES).told(memory_io))
+        told = list(stage.told(memory_io))
+        assert len(told) == (config.max_component == 2)
+        assert all(line.startswith("duplicates: the largest component holds 3 pictures of 7") for line in told)
 
 
 def test_star_keeps_the_end_of_a_chain_and_direct_looks_at_own_edges(memory_io: Any) -> None:
