@@ -234,9 +234,7 @@ def test_files_and_errors(exported: Any, tmp_path: Path):
     file = tmp_path / "mine.sql"
     file.write_text("SELECT count(*) AS n FROM manifest")
     assert run_sql(connection, str(file)).n[0] == 6
-    with pytest.raises(
-        ConfigError, match="sql 'fun' is not known; reports: clusters, component_sizes, "
-    ):
+    with pytest.raises(ConfigError, match="sql 'fun' is not known; reports: clusters, component_sizes, "):
         run_sql(connection, "fun")
     file.write_text("SELECT nonsense")
     with pytest.raises(ConfigError, match="nonsense"):
