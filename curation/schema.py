@@ -446,6 +446,25 @@ _TABLES = (
         schema=_schema(("centroid", pa.int32(), "number"), ("vector", pa.list_(pa.float32()), "unit length")),
     ),
     Table(
+        name="edge_vectors",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one picture of some shards in one list that it looks into, sorted by list; gone when edges and "
+        "reference_edges stand",
+        schema=_schema(
+            ("list", pa.int32(), "number of the list"),
+            _ID,
+            (
+                "probes",
+                pa.list_(pa.int32()),
+                "all lists that it looks into, home first; of visitors the home alone",
+            ),
+            ("vector", pa.list_(pa.float16()), "its descriptor"),
+        ),
+        row_group_rows=1024,  # it is read by lists
+    ),
+    Table(
         name="edges",
         root="run",
         kind="output",
@@ -514,9 +533,10 @@ _TABLES = (
         root="run",
         kind="output",
         parts="task",
-        row="one pair of a pool picture and a benchmark picture from `edges.reference_floor` on; part = inverted list",
+        row="one pair of a picture (of the pool, or of a set that is taken as it is) and a benchmark picture, from "
+        "`edges.reference_floor` on; part = inverted list",
         schema=_schema(
-            ("image_id", pa.int64(), "pool picture"),
+            ("image_id", pa.int64(), "picture of the pool or of an as-is set"),
             ("reference_id", pa.int64(), "benchmark picture"),
             ("similarity", pa.float32(), "cosine, exact fp32"),
             _VERIFIED,
@@ -917,7 +937,7 @@ TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 # Their vectors have the length that the model gives; the schema above holds a nominal one.
 VECTOR_TABLES = ("descriptors", "embeddings")
 # In a run only while a stage is under way. They hold vectors, so they go with a takedown.
-UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids", "semantic_vectors")
+UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids", "semantic_vectors", "edge_vectors")
 # Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
 LOGS = ("fetch_log",)
 

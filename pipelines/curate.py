@@ -162,7 +162,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         # copies and leaks, by descriptor
         Describe(recipe.descriptor),
         FitQuantiser(recipe.edges),
-        Edges(recipe.edges, recipe.descriptor),
+        Edges(recipe.edges, recipe.descriptor, [name for name, query in recipe.queries.items() if query.is_checked]),
         Components(recipe.duplicates, recipe.descriptor, recipe.edges),
         Leaks(recipe.leakage, recipe.descriptor, recipe.edges),
         FitEmbedder(recipe.embed),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,14 @@ from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_of
 from curation.dedup.join import Members, assign, fit_centroids, join_list, join_references
 from curation.dedup.near import rows_at
-from curation.schema import TABLES
+from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Part
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
 from training.config import Config, ConfigError
 
 FLOOR_BELOW_THRESHOLD = 0.05
 MIN_PICTURES_PER_LIST = 39  # what Faiss asks for, or its centroids are pictures rather than means
 FEW_LISTS = 64  # so few are good enough whatever the sample
+_PIECE_ROWS = 1 << 18  # rows of a part of edge_vectors: 540 MB where a vector has 1,024 numbers; at least one shard
 
 
 class EdgesConfig(Config):
@@ -110,51 +112,76 @@ def centroids_of(table: pa.Table) -> np.ndarray:
     return np.array(table["vector"].to_pylist(), np.float32)
 
 
-def members_of_list(
-    io: TaskIO, *, shards: list[int], centroids: np.ndarray, list_number: int, probes: int, home_only: bool = False
-) -> Members:
-    """Pictures of some shards that are at home in a list or probe it, read one shard at a time."""
-    parts = [
-        Members(
-            np.empty(0, np.int64),
-            np.empty((0, centroids.shape[1]), np.float32),
-            np.empty(0, np.int32),
-            np.empty((0, len(centroids)), bool),
-        )
-    ]
+def vectors_by_list(io: TaskIO, *, shards: list[int], probes: int) -> pa.Table:
+    """One part of ``edge_vectors``: pictures of some shards, once for each list that they look into, sorted by list.
+
+    Holds the fp16 vectors of these shards ``probes + 1`` times.
+    """
+    centroids = centroids_of(io.read(io.part("fit_quantiser", 0)))
+    columns: list[list[np.ndarray]] = [[], [], []]
     for shard in shards:
         ids = io.kept("near", shard)["image_id"].to_numpy()
         table = io.read(io.part("descriptors", shard), ["image_id", "vector"])
-        at = rows_at(table["image_id"].to_numpy(), ids)
-        vectors = vectors_of(table)[at]
-        home, seen = assign(vectors, centroids, probes)
-        mine = (home == list_number) if home_only else seen[:, list_number]
-        parts.append(Members(ids[mine], vectors[mine], home[mine], seen[mine]))
-    return Members(*(np.concatenate(column) for column in zip(*parts, strict=True)))
+        vectors = vectors_of(table)[rows_at(table["image_id"].to_numpy(), ids)]
+        found = (ids, vectors.astype(np.float16), assign(vectors, centroids, probes))
+        for column, values in zip(columns, found, strict=True):
+            column.append(values)
+    ids, vectors, seen = (np.concatenate(column) for column in columns)
+    num_probes = seen.shape[1]
+    lists, row = seen.ravel(), np.repeat(np.arange(len(ids), dtype=np.int32), num_probes)
+    order = np.argsort(lists, kind="stable")
+    lists, row = lists[order], row[order]
+    at_home = seen[row, 0] == lists
+    # Only pictures at home are asked where else they look.
+    told = np.where(at_home, num_probes, 1)
+    ends = np.concatenate([[0], np.cumsum(told)]).astype(np.int32)
+    flat = seen[row][np.arange(num_probes) < told[:, None]]
+    dims = np.arange(len(row) + 1, dtype=np.int32) * np.int32(vectors.shape[1])
+    return pa.table(
+        [
+            pa.array(lists),
+            pa.array(ids[row]),
+            pa.ListArray.from_arrays(pa.array(ends), pa.array(flat)),
+            pa.ListArray.from_arrays(pa.array(dims), pa.array(vectors[row].ravel())),
+        ],
+        schema=TABLES["edge_vectors"].schema,
+    )
 
 
-def edges_of_list(io: TaskIO, *, shards: list[int], list_number: int, probes: int, floor: float) -> pa.Table:
+def members_of_list(io: TaskIO, *, pieces: list[int], list_number: int) -> Members:
+    """Pictures of some parts of ``edge_vectors`` that are at home in a list or look into it."""
+    within = ("list", list_number, list_number + 1)
+    tables = [io.read(io.part("edge_vectors", piece), within=within) for piece in pieces]
+    rows = pa.concat_tables([TABLES["edge_vectors"].schema.empty_table(), *tables]).combine_chunks()
+    if not len(rows):
+        nothing = np.empty((0, 0), np.int32)
+        return Members(np.empty(0, np.int64), np.empty((0, 0), np.float32), nothing[:, :0].ravel(), nothing)
+    seen = pa.concat_arrays(rows["probes"].chunks)
+    lengths = seen.value_lengths().to_numpy()
+    probes = np.full((len(rows), int(lengths.max())), -1, np.int32)
+    probes[np.arange(probes.shape[1]) < lengths[:, None]] = seen.flatten().to_numpy()
+    home = probes[:, 0].copy()
+    visits = home != list_number
+    probes[visits, 0] = list_number  # where else a visitor looks is not known here, and nobody asks
+    vectors = pa.concat_arrays(rows["vector"].chunks).flatten().to_numpy(zero_copy_only=False)
+    return Members(rows["image_id"].to_numpy(), vectors.reshape(len(rows), -1).astype(np.float32), home, probes)
+
+
+def edges_of_list(io: TaskIO, *, pieces: list[int], list_number: int, floor: float) -> pa.Table:
     """One part of ``edges``."""
-    centroids = centroids_of(io.read(io.part("fit_quantiser", 0)))
-    schema = TABLES["edges"].schema
-    if list_number >= len(centroids):  # a small pool filled fewer lists
-        return schema.empty_table()
-    members = members_of_list(io, shards=shards, centroids=centroids, list_number=list_number, probes=probes)
+    members = members_of_list(io, pieces=pieces, list_number=list_number)
     return _unverified(join_list(members, list_number, floor), "edges")
 
 
 def reference_edges_of_list(
-    io: TaskIO, *, shards: list[int], references: list[int], list_number: int, probes: int, floor: float
+    io: TaskIO, *, pieces: list[int], reference_pieces: list[int], list_number: int, floor: float
 ) -> pa.Table:
     """One part of ``reference_edges``."""
-    centroids = centroids_of(io.read(io.part("fit_quantiser", 0)))
-    schema = TABLES["reference_edges"].schema
-    if list_number >= len(centroids) or not references:
-        return schema.empty_table()
-    base: dict[str, Any] = {"centroids": centroids, "list_number": list_number}
-    members = members_of_list(io, shards=shards, probes=1, home_only=True, **base)
-    seen = members_of_list(io, shards=references, probes=probes, **base)
-    return _unverified(join_references(members, seen, list_number, floor), "reference_edges")
+    members = members_of_list(io, pieces=pieces, list_number=list_number)
+    references = members_of_list(io, pieces=reference_pieces, list_number=list_number)
+    if not len(members.ids) or not len(references.ids):
+        return TABLES["reference_edges"].schema.empty_table()
+    return _unverified(join_references(members, references, list_number, floor), "reference_edges")
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -194,52 +221,105 @@ class FitQuantiser(GlobalStage):
 
 
 class Edges(GlobalStage):
-    """Pairs of pool pictures, and of pool and benchmark pictures, at or above the floors; one list = one task."""
+    """Pairs of pool pictures, and of pictures and benchmark pictures, at or above the floors; one list = one task.
+
+    Vectors lie by shard and are wanted by list, so they are sorted once into ``edge_vectors``: a vector is written as
+    often as its picture probes lists, and read as often, whatever the number of lists. ``as_is`` names the query sets
+    whose pictures are held against the benchmarks, too.
+    """
 
     name = "edges"
     section = "edges"
-    reads = ("near", "safety", "descriptors", "fit_quantiser")
-    writes = ("edges", "reference_edges")
-    version = 2
+    reads = ("near", "safety", "descriptors", "fit_quantiser", "sources")
+    writes = ("edges", "reference_edges", "edge_vectors")
+    version = 3
     config: EdgesConfig
 
-    def __init__(self, config: EdgesConfig, descriptor: DescriptorConfig) -> None:
+    def __init__(self, config: EdgesConfig, descriptor: DescriptorConfig, as_is: Sequence[str] = ()) -> None:
         super().__init__(config)
         self.floor, self.reference_floor = config.floors(descriptor)
+        self.as_is = as_is
 
     def fingerprint_values(self) -> dict[str, Any]:
         """The config with its floors resolved."""
         return {**super().fingerprint_values(), "floor": self.floor, "reference_floor": self.reference_floor}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
-        """Two tasks a list."""
-        shards, references = context.shards("pool"), context.shards("benchmark")
-        pool_reads = (
-            context.part("fit_quantiser", 0),
-            *(context.part(table, shard) for table in ("near", "descriptors") for shard in shards),
-        )
-        reference_reads = tuple(
-            context.part(table, shard) for table in ("safety", "descriptors") for shard in references
-        )
-        tasks = []
-        for number in range(self.config.num_lists):
-            args = {"shards": shards, "list_number": number, "probes": self.config.probes, "floor": self.floor}
-            tasks.append(
-                Task(function=edges_of_list, args=args, reads=pool_reads, writes=context.part("edges", number))
-            )
-            reference_args = {
-                "shards": shards,
-                "references": references,
-                "list_number": number,
-                "probes": self.config.reference_probes,
-                "floor": self.reference_floor,
-            }
-            tasks.append(
+        """Sort by list, then two tasks a list; the sorted vectors go when these are done."""
+        sort, join = self._tasks(context)
+        is_done = all(context.is_done(self, task) for task in join)
+        if not is_done:
+            map(sort)
+        map(join)
+        if not is_done:
+            context.discard(task.writes for task in sort)
+
+    def _tasks(self, context: Context) -> tuple[list[Task], list[Task]]:
+        config = self.config
+        roles = {
+            "pool": (context.shards("pool"), config.probes),
+            "as_is": (self._as_is_shards(context), 1),
+            "benchmark": (context.shards("benchmark"), config.reference_probes),
+        }
+        fit = context.part("fit_quantiser", 0)
+        sort: list[Task] = []
+        pieces: dict[str, list[int]] = {}
+        reads: dict[str, tuple[Part, ...]] = {}
+        for role, (shards, probes) in roles.items():
+            verdict = "near" if role == "pool" else "safety"
+            reads[role] = tuple(context.part(table, shard) for table in (verdict, "descriptors") for shard in shards)
+            pieces[role] = []
+            for piece in _pieces(context, shards, verdict, probes):
+                pieces[role].append(len(sort))
+                mine = tuple(context.part(table, shard) for table in (verdict, "descriptors") for shard in piece)
+                sort.append(
+                    Task(
+                        function=vectors_by_list,
+                        args={"shards": piece, "probes": probes},
+                        reads=(fit, *mine),
+                        writes=context.part("edge_vectors", len(sort)),
+                    )
+                )
+        join = []
+        # The sorted vectors go, so a task names what they were made from.
+        for number in range(config.num_lists):
+            join += [
+                Task(
+                    function=edges_of_list,
+                    args={"list_number": number, "pieces": pieces["pool"], "floor": self.floor},
+                    reads=(fit, *reads["pool"]),
+                    writes=context.part("edges", number),
+                ),
                 Task(
                     function=reference_edges_of_list,
-                    args=reference_args,
-                    reads=pool_reads + reference_reads,
+                    args={
+                        "list_number": number,
+                        "pieces": pieces["pool"] + pieces["as_is"],
+                        "reference_pieces": pieces["benchmark"],
+                        "floor": self.reference_floor,
+                    },
+                    reads=(fit, *reads["pool"], *reads["as_is"], *reads["benchmark"]),
                     writes=context.part("reference_edges", number),
-                )
-            )
-        map(tasks)
+                ),
+            ]
+        return sort, join
+
+    def _as_is_shards(self, context: Context) -> list[int]:
+        sources = context.sources()
+        ids = zip(sources["source_id"].to_pylist(), sources["name"].to_pylist(), strict=True)
+        named = {source for source, name in ids if name in self.as_is}
+        return [shard for shard in context.shards("query") if shard // SHARDS_PER_SOURCE_LIMIT in named]
+
+
+def _pieces(context: Context, shards: Sequence[int], verdict: str, probes: int) -> list[list[int]]:
+    """Shards in pieces of about ``_PIECE_ROWS`` rows of ``edge_vectors``; no byte of an edge depends on them."""
+    pieces: list[list[int]] = []
+    held = 0
+    for shard in shards:
+        num = context.num_rows(context.part(verdict, shard)) * probes
+        if not pieces or held + num > _PIECE_ROWS:
+            pieces.append([])
+            held = 0
+        pieces[-1].append(shard)
+        held += num
+    return pieces

@@ -17,6 +17,7 @@ import numpy as np
 GEMM_MARGIN = 1e-3  # fp32 GEMM of unit vectors is off by less; candidates are scored again
 BLOCK_ROWS = 4096
 BLOCK_PAIRS = 4096  # scored exactly at once; 16 MiB an array
+ASSIGN_SCORES = 1 << 22  # held at once while vectors are assigned; 32 MiB an array
 
 
 class Members(NamedTuple):
@@ -25,7 +26,7 @@ class Members(NamedTuple):
     ids: np.ndarray  # int64 [N]
     vectors: np.ndarray  # float32 [N, D], the stored fp16 values
     home: np.ndarray  # int32 [N]
-    probes: np.ndarray  # bool [N, L], the lists that a picture looks into; its home always
+    probes: np.ndarray  # int32 [N, P], the lists that a picture looks into, its home the first; -1 where not known
 
 
 def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
@@ -48,8 +49,8 @@ def similarities(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> 
     return found
 
 
-def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Home list and probed lists of each vector.
+def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> np.ndarray:
+    """The lists that each vector probes, best first: its home and the next ones. Equal scores go by the lower number.
 
     Args:
         vectors: float [N, D], fp16 values.
@@ -57,13 +58,24 @@ def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> tuple
         num_probes: lists to probe, cut to L.
 
     Returns:
-        home, int32 [N], and probes, bool [N, L].
+        int32 [N, P].
     """
-    scores = vectors.astype(np.float64) @ centroids.astype(np.float64).T
-    order = np.argsort(-scores, axis=1, kind="stable")[:, : min(num_probes, len(centroids))]
-    probes = np.zeros(scores.shape, bool)
-    np.put_along_axis(probes, order, True, axis=1)
-    return order[:, 0].astype(np.int32), probes
+    num_probes = min(num_probes, len(centroids))
+    wide = centroids.astype(np.float64).T
+    probes = np.empty((len(vectors), num_probes), np.int32)
+    rows = max(1, ASSIGN_SCORES // len(centroids))
+    for start in range(0, len(vectors), rows):
+        scores = -(vectors[start : start + rows].astype(np.float64) @ wide)
+        if num_probes < len(centroids):  # the last that is let in, and all that equal it
+            last = np.partition(scores, num_probes - 1, axis=1)[:, num_probes - 1]
+            scores[scores > last[:, None]] = np.inf
+        probes[start : start + rows] = np.argsort(scores, axis=1, kind="stable")[:, :num_probes]
+    return probes
+
+
+def looks_into(probes: np.ndarray, lists: np.ndarray) -> np.ndarray:
+    """Whether each row of ``probes``, int32 [N, P], holds the number beside it in ``lists``, int32 [N]; bool [N]."""
+    return np.asarray((probes == lists[:, None]).any(1))
 
 
 def _candidates(left: np.ndarray, right: np.ndarray, floor: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -83,12 +95,12 @@ def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndar
         a, b (int64, a < b), similarity (float32), sorted by (a, b).
     """
     at_home = np.flatnonzero(members.home == list_number)
-    visitors = np.flatnonzero(members.probes[:, list_number])
+    visitors = np.flatnonzero((members.probes == list_number).any(1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     for i, j in _candidates(members.vectors[at_home], members.vectors[visitors], floor):
         left, right = at_home[i], visitors[j]
         other_home = members.home[right]
-        elsewhere = (other_home < list_number) & members.probes[left, other_home]
+        elsewhere = (other_home < list_number) & looks_into(members.probes[left], other_home)
         mine = np.where(other_home == list_number, members.ids[left] < members.ids[right], ~elsewhere)
         left, right = left[mine], right[mine]
         similarity = similarities(members.vectors, members.vectors, left, right)
@@ -109,7 +121,7 @@ def join_references(
         image_id, reference_id (int64), similarity (float32), sorted by (image_id, reference_id).
     """
     at_home = np.flatnonzero(members.home == list_number)
-    visitors = np.flatnonzero(references.probes[:, list_number])
+    visitors = np.flatnonzero((references.probes == list_number).any(1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
     for i, j in _candidates(members.vectors[at_home], references.vectors[visitors], floor):
         left, right = at_home[i], visitors[j]
@@ -137,7 +149,8 @@ def edge_recall(
     Returns:
         Edges found, edges there are; each counted from the sampled end.
     """
-    home, seen = assign(vectors, centroids, probes)
+    seen = assign(vectors, centroids, probes)
+    home = seen[:, 0]
     chosen = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(vectors))[:sample])
     found = total = 0
     for i, j in _candidates(vectors[chosen], vectors, floor):
@@ -147,7 +160,7 @@ def edge_recall(
         edge = similarities(vectors, vectors, left, right) >= np.float32(floor)
         left, right = left[edge], right[edge]
         total += len(left)
-        found += int((seen[left, home[right]] | seen[right, home[left]]).sum())
+        found += int((looks_into(seen[left], home[right]) | looks_into(seen[right], home[left])).sum())
     return found, total
 
 

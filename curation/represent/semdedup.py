@@ -283,9 +283,9 @@ def _pieces(context: Context) -> list[list[int]]:
     counts = {shard: context.num_rows(context.part("clusters", shard)) for shard in context.shards("pool")}
     most = max(_PIECE_ROWS, -(-sum(counts.values()) // _MAX_PIECES))
     pieces: list[list[int]] = []
-    held = most
+    held = 0
     for shard, num in counts.items():
-        if held + num > most:
+        if not pieces or held + num > most:
             pieces.append([])
             held = 0
         pieces[-1].append(shard)

@@ -26,8 +26,8 @@ def unit_vectors(seed: int, num: int, copies: int = 3, dim: int = 64) -> np.ndar
 
 
 def members(vectors: np.ndarray, centroids: np.ndarray, probes: int, ids: np.ndarray) -> Members:
-    home, seen = assign(vectors, centroids, probes)
-    return Members(ids, vectors, home, seen)
+    seen = assign(vectors, centroids, probes)
+    return Members(ids, vectors, seen[:, 0], seen)
 
 
 def all_edges(vectors: np.ndarray, ids: np.ndarray, floor: float) -> dict[tuple[int, int], float]:
@@ -77,6 +77,17 @@ def test_order_and_neighbours_change_no_bit() -> None:
         keep = np.isin(whole[0], part) & np.isin(whole[1], part)
         np.testing.assert_array_equal(np.stack([a, b]), np.stack([whole[0][keep], whole[1][keep]]))
         np.testing.assert_array_equal(similarity, whole[2][keep])
+
+
+@pytest.mark.parametrize("num_probes", [1, 3, 7, 8, 20])
+def test_probes_are_the_best_lists_in_any_blocks(monkeypatch: pytest.MonkeyPatch, num_probes: int) -> None:
+    vectors, centroids = unit_vectors(8, 20), unit_vectors(9, 8, copies=1)
+    centroids[5] = centroids[2]  # equal scores
+    scores = vectors.astype(np.float64) @ centroids.astype(np.float64).T
+    expected = np.argsort(-scores, axis=1, kind="stable")[:, :num_probes]
+    np.testing.assert_array_equal(assign(vectors, centroids, num_probes), expected)
+    monkeypatch.setattr(join, "ASSIGN_SCORES", 30)
+    np.testing.assert_array_equal(assign(vectors, centroids, num_probes), expected)
 
 
 def test_similarity_is_exact() -> None:

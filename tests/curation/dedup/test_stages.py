@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from curation.dedup import edges as edges_module
 from curation.dedup.components import Components, Duplicates, DuplicatesConfig
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_table
@@ -233,6 +234,36 @@ def test_edges_do_not_depend_on_the_order_of_shards(memory_io: Any) -> None:
     memory_io.shards = lambda *roles: forwards(*roles)[::-1]
     Edges(EDGES, DESCRIPTOR).run(memory_io, memory_io.map)
     assert [memory_io.tables[part] for part in parts] == before
+
+
+@pytest.mark.parametrize("rows", [1, 5, 1000])
+def test_edges_do_not_depend_on_pieces_and_the_sorted_vectors_go(
+    memory_io: Any, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    chain(memory_io)
+    wanted = {part: table for part, table in memory_io.tables.items() if part.folder in ("edges", "reference_edges")}
+    assert sum(len(table) for table in wanted.values()) > 4
+    monkeypatch.setattr(edges_module, "_PIECE_ROWS", rows)
+    Edges(EDGES, DESCRIPTOR).run(memory_io, memory_io.map)
+    assert {part: memory_io.tables[part] for part in wanted} == wanted
+    assert not memory_io.parts("edge_vectors")
+
+
+def test_as_is_sets_are_held_against_the_benchmarks(memory_io: Any) -> None:
+    chain(memory_io)
+    own, other = 4_000_000, 5_000_000
+    leak = direction(9)
+    for shard in (own, other):
+        vectors_in(memory_io, {shard: [direction(40), direction(41, leak, 0.9)]})
+        memory_io.roles[shard] = "query"
+    memory_io.put("sources", 0, source_id=[0, 1, 2, 3, 4, 5], name=[f"set{i}" for i in range(6)])
+    Edges(EDGES, DESCRIPTOR, ["set4"]).run(memory_io, memory_io.map)
+    pairs = pa.concat_tables([memory_io.tables[memory_io.part("reference_edges", number)] for number in range(4)])
+    found = pairs.filter(pairs["image_id"].to_numpy() >= own * 1_000_000)
+    assert found["image_id"].to_pylist() == [own * 1_000_000 + 1]
+    assert found["reference_id"].to_pylist() == [3_000_000 * 1_000_000]
+    edges = pa.concat_tables([memory_io.tables[memory_io.part("edges", number)] for number in range(4)])
+    assert max(edges["b"].to_pylist()) < own * 1_000_000, "they are no copies of the pool's"
 
 
 def test_a_threshold_below_the_stored_edges_is_refused() -> None:
