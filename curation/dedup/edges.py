@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from training.config import Config, ConfigError
 FLOOR_BELOW_THRESHOLD = 0.05
 MIN_PICTURES_PER_LIST = 39  # what Faiss asks for, or its centroids are pictures rather than means
 FEW_LISTS = 64  # so few are good enough whatever the sample
-_PIECE_ROWS = 1 << 18  # rows of a part of edge_vectors: 540 MB where a vector has 1,024 numbers; at least one shard
+_PIECE_ROWS = 1 << 18  # rows of a part of edge_vectors: 540 MB where a vector has 1,024 numbers
 
 
 class EdgesConfig(Config):
@@ -112,15 +112,22 @@ def centroids_of(table: pa.Table) -> np.ndarray:
     return np.array(table["vector"].to_pylist(), np.float32)
 
 
-def vectors_by_list(io: TaskIO, *, shards: list[int], probes: int) -> pa.Table:
+def vectors_by_list(io: TaskIO, *, shards: list[int], cut: list[int], probes: int) -> pa.Table:
     """One part of ``edge_vectors``: pictures of some shards, once for each list that they look into, sorted by list.
 
-    Holds the fp16 vectors of these shards ``probes + 1`` times.
+    Holds the fp16 vectors of its rows twice.
+
+    Args:
+        io: of the task.
+        shards: of one role.
+        cut: number of this cut of their pictures, and how many there are.
+        probes: lists that a picture looks into.
     """
     centroids = centroids_of(io.read(io.part("fit_quantiser", 0)))
     columns: list[list[np.ndarray]] = [[], [], []]
     for shard in shards:
         ids = io.kept("near", shard)["image_id"].to_numpy()
+        ids = ids[len(ids) * cut[0] // cut[1] : len(ids) * (cut[0] + 1) // cut[1]]
         table = io.read(io.part("descriptors", shard), ["image_id", "vector"])
         vectors = vectors_of(table)[rows_at(table["image_id"].to_numpy(), ids)]
         found = (ids, vectors.astype(np.float16), assign(vectors, centroids, probes))
@@ -269,13 +276,13 @@ class Edges(GlobalStage):
             verdict = "near" if role == "pool" else "safety"
             reads[role] = tuple(context.part(table, shard) for table in (verdict, "descriptors") for shard in shards)
             pieces[role] = []
-            for piece in _pieces(context, shards, verdict, probes):
+            for piece, cut in _pieces(context, shards, verdict, probes):
                 pieces[role].append(len(sort))
                 mine = tuple(context.part(table, shard) for table in (verdict, "descriptors") for shard in piece)
                 sort.append(
                     Task(
                         function=vectors_by_list,
-                        args={"shards": piece, "probes": probes},
+                        args={"shards": piece, "cut": cut, "probes": probes},
                         reads=(fit, *mine),
                         writes=context.part("edge_vectors", len(sort)),
                     )
@@ -311,15 +318,25 @@ class Edges(GlobalStage):
         return [shard for shard in context.shards("query") if shard // SHARDS_PER_SOURCE_LIMIT in named]
 
 
-def _pieces(context: Context, shards: Sequence[int], verdict: str, probes: int) -> list[list[int]]:
-    """Shards in pieces of about ``_PIECE_ROWS`` rows of ``edge_vectors``; no byte of an edge depends on them."""
-    pieces: list[list[int]] = []
+def _pieces(
+    context: Context, shards: Sequence[int], verdict: str, probes: int
+) -> Iterator[tuple[list[int], list[int]]]:
+    """Shards in pieces of at most ``_PIECE_ROWS`` rows of ``edge_vectors``; no byte of an edge depends on them.
+
+    A shard that has more is a piece in several cuts: number of the cut, and how many there are.
+    """
+    piece: list[int] = []
     held = 0
     for shard in shards:
         num = context.num_rows(context.part(verdict, shard)) * probes
-        if not pieces or held + num > _PIECE_ROWS:
-            pieces.append([])
-            held = 0
-        pieces[-1].append(shard)
-        held += num
-    return pieces
+        if piece and held + num > _PIECE_ROWS:
+            yield piece, [0, 1]
+            piece, held = [], 0
+        if num > _PIECE_ROWS:
+            cuts = -(-num // _PIECE_ROWS)
+            yield from (([shard], [cut, cuts]) for cut in range(cuts))
+        else:
+            piece.append(shard)
+            held += num
+    if piece:
+        yield piece, [0, 1]
