@@ -509,12 +509,13 @@ _TABLES = (
         parts="single",
         row="one threshold from `edges.floor` on: what it would make of the edges that are stored, by policy component",
         schema=_schema(
-            ("threshold", pa.float32(), "cosine from which on two pictures are copies"),
+            ("threshold", pa.float64(), "cosine from which on two pictures are copies"),
             ("num_edges", pa.int64(), "pairs; those that local features refused do not count"),
             ("num_components", pa.int64(), "components of two or more"),
             ("num_pictures", pa.int64(), "pictures in them"),
             ("num_dropped", pa.int64(), "all of them but one a component"),
             ("largest", pa.int64(), "pictures of the largest"),
+            ("in_use", pa.bool_(), "it is the threshold of the run"),
         ),
     ),
     Table(

@@ -58,10 +58,10 @@ def component_sizes(component: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return sizes.astype(np.int64), num.astype(np.int64)
 
 
-def sweep_thresholds(floor: float) -> np.ndarray:
-    """The floor, then every hundredth above it up to 1, float32 [T], ascending."""
+def sweep_thresholds(floor: float, in_use: float) -> np.ndarray:
+    """The floor, every hundredth above it up to 1, and the threshold in use, float64 [T], ascending."""
     hundredths = np.arange(int(np.floor(floor * 100)) + 1, 101) / 100
-    return np.concatenate([[floor], hundredths[hundredths > floor]]).astype(np.float32)
+    return np.unique(np.round([floor, in_use, *hundredths], 6))
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
@@ -121,14 +121,15 @@ def components_of_edges(
     )
 
 
-def sweep_of_edges(io: TaskIO, *, num_parts: int, floor: float) -> pa.Table:
+def sweep_of_edges(io: TaskIO, *, num_parts: int, floor: float, threshold: float) -> pa.Table:
     """The table ``component_sweep``: components at every threshold, from one pass that adds edges from the highest on.
 
     Holds 9 bytes an edge and 16 for each picture that has one.
     """
     edges = _Edges(io, num_parts, floor)
-    thresholds = sweep_thresholds(floor)
-    steps = [(np.searchsorted(thresholds, s, "right").astype(np.uint8), a, b) for a, b, s in edges]
+    thresholds = sweep_thresholds(floor, threshold)
+    limits = thresholds.astype(np.float32)
+    steps = [(np.searchsorted(limits, s, "right").astype(np.uint8), a, b) for a, b, s in edges]
     nothing = (np.empty(0, np.uint8), np.empty(0, np.int32), np.empty(0, np.int32))
     step, a, b = (np.concatenate(column) for column in zip(nothing, *steps, strict=True))
     graph, num_edges, rows = UnionFind(len(edges.ids), counts=True), 0, []
@@ -138,7 +139,9 @@ def sweep_of_edges(io: TaskIO, *, num_parts: int, floor: float) -> pa.Table:
         num_edges += int(mine.sum())
         tally = graph.tally()
         dropped = tally.num_nodes - tally.num_components
-        rows.append((thresholds[place - 1], num_edges, tally.num_components, tally.num_nodes, dropped, tally.largest))
+        at = thresholds[place - 1]
+        in_use = bool(at == round(threshold, 6))
+        rows.append((at, num_edges, tally.num_components, tally.num_nodes, dropped, tally.largest, in_use))
     columns = [pa.array(column) for column in zip(*reversed(rows), strict=True)]
     schema = TABLES["component_sweep"].schema
     return pa.table([column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
@@ -184,7 +187,7 @@ class Components(GlobalStage):
                 ),
                 Task(
                     function=sweep_of_edges,
-                    args={"num_parts": self.num_parts, "floor": self.floor},
+                    args={"num_parts": self.num_parts, "floor": self.floor, "threshold": self.threshold},
                     reads=edges,
                     writes=context.part("component_sweep", 0),
                 ),

@@ -43,7 +43,7 @@ def table_to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
 # --- reading pictures -----------------------------------------------------------------------------------------------
 
 # A whitening of a few pictures tells nothing apart: small pools are topped up.
-MIN_FIT_PICTURES = 300
+MIN_FIT_PICTURES = 800
 _CROP_PX = 128
 _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from curation.query import run_sql
+from pipelines.report.curves import STYLE, curve, curves
 from pipelines.report.funnel import FunnelRow, funnel
 from pipelines.report.retrieval import notes, query_sets, told
 from pipelines.report.thumbnails import ReadRange, Thumbnail, chosen, dropped
@@ -75,13 +76,14 @@ def page(connection: Any, read: ReadRange, *, num_pictures: int = _NUM_PICTURES)
         f"<h1>{_headline(rows)}</h1>",
         f"<p>{escape(told)}</p>",
         '<nav><a href="#funnel">funnel</a><a href="#reasons">reasons</a><a href="#composition">composition</a>'
-        '<a href="#query-sets">query sets</a><a href="#leakage">leakage</a>'
+        '<a href="#query-sets">query sets</a><a href="#copies">copies</a><a href="#leakage">leakage</a>'
         '<a href="#hosts">hosts</a><a href="#clusters">clusters</a><a href="#chosen">chosen</a>'
         '<a href="#dropped">dropped</a></nav>',
         *_funnel(rows),
         *_reasons(connection),
         *_composition(connection),
         *_query_sets(connection),
+        *_copies(connection),
         *_leakage(connection),
         *_hosts(connection),
         *_clusters(connection),
@@ -91,7 +93,7 @@ def page(connection: Any, read: ReadRange, *, num_pictures: int = _NUM_PICTURES)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_headline(rows)}</title>\n<style>{_STYLE}</style>\n</head>\n<body>\n"
+        f"<title>{_headline(rows)}</title>\n<style>{_STYLE}{STYLE.lstrip()}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
@@ -200,6 +202,22 @@ def _query_sets(connection: Any) -> Iterator[str]:
     body = [[escape(told(key, row[key])) for key in names] for row in rows]
     yield _table(list(names.values()), body, numbers=tuple(range(2, len(names))))
     yield from (f"<p>{escape(note)}</p>" for note in notes(rows))
+
+
+def _copies(connection: Any) -> Iterator[str]:
+    rows = _dicts(connection, "component_sweep")
+    if not rows:
+        return
+    text = (
+        "What each threshold of the cosine would give, from the pairs that were found. Where the largest component "
+        "shoots up, chains have begun to join pictures that are not alike."
+    )
+    yield _heading("copies", "Copies", text)
+    marked = next((row["threshold"] for row in rows if row["in_use"]), None)
+    names = {"num_dropped": "pictures that policy component drops", "largest": "pictures in the largest component"}
+    yield curves(
+        [curve(name, [(row["threshold"], row[key]) for row in rows], marked=marked) for key, name in names.items()]
+    )
 
 
 def _leakage(connection: Any) -> Iterator[str]:

@@ -6,6 +6,7 @@ SELECT threshold,
     num_pictures,
     num_dropped,
     num_dropped / nullif((SELECT count(*) FROM near WHERE keep), 0) AS share_dropped,
-    largest
+    largest,
+    in_use
 FROM component_sweep
 ORDER BY threshold;

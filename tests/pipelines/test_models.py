@@ -51,7 +51,7 @@ def test_each_model_is_a_line_with_its_file_licence_and_shape(tmp_path, files):
     assert [row[:5] for row in cells] == [
         ["look", "nudenet", "320 and 640 px", "fp32 cuda", "AGPL-3.0"],
         ["look", "yunet", "whole pictures", "fp32 cpu", "not stated"],
-        ["describe", "sscd", "288 px -> 512", "fp32 cuda", "not stated"],
+        ["describe", "sscd", "288 px", "fp32 cuda", "not stated"],
         ["embed", "timm:test_vit", "64 px -> 128", "bf16 cuda", "apache-2.0"],
     ]
     digest = hashlib.sha256(files["sscd.pt"].read_bytes()).hexdigest()[:8]

@@ -183,7 +183,8 @@ def test_the_sweep_tells_what_each_threshold_makes(memory_io: Any) -> None:
             ends = (np.searchsorted(ids, high[end].to_numpy()) for end in ("a", "b"))
             _, sizes = np.unique(connected_components(len(ids), *ends), return_counts=True)
             expected = (len(high), len(sizes), len(ids), len(ids) - len(sizes), max(sizes, default=0))
-            assert tuple(row.values())[1:] == ((0, 0, 0, 0, 0) if refused else expected)
+            assert tuple(row.values())[1:6] == ((0, 0, 0, 0, 0) if refused else expected)
+            assert row["in_use"] == (row["threshold"] == 0.6)
 
 
 def test_a_large_component_is_told(memory_io: Any) -> None:

@@ -61,8 +61,5 @@ def test_the_partition_is_that_of_networkx() -> None:
 def test_sizes_and_thresholds() -> None:
     sizes, num = component_sizes(np.array([0, 0, 0, 3, 4, 4, 6, 6]))
     assert (sizes.tolist(), num.tolist()) == ([2, 3], [2, 1])
-    thresholds = sweep_thresholds(0.55)
-    assert thresholds[0] == np.float32(0.55)
-    assert thresholds[1] == np.float32(0.56)
-    assert thresholds[-1] == 1
-    assert (np.diff(sweep_thresholds(0.294)) > 0).all()
+    assert sweep_thresholds(0.955, 0.975).tolist() == [0.955, 0.96, 0.97, 0.975, 0.98, 0.99, 1.0]
+    assert len(sweep_thresholds(0.55, 0.6)) == 46
