@@ -2,12 +2,14 @@
 
 ``component`` keeps one picture of each connected component, as DINOv2 does (arXiv:2304.07193, appendix A.3). ``star``
 keeps every picture that is no copy of a kept one, so that a chain of copies does not swallow what is not alike.
+
+Parts of ``edges`` are read one at a time, and no edge is held but with policy ``star``.
 """
 
 from __future__ import annotations
 
-import logging
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,13 +17,17 @@ from pydantic import Field
 
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.edges import EdgesConfig, checked_threshold, is_copy
-from curation.dedup.groups import connected_components, ranks_of, representatives, stars
 from curation.dedup.near import rows_at
-from curation.schema import TABLES
+from curation.dedup.representatives import Election, Stars, picture_sizes, ranks_of
+from curation.dedup.sweep import Sweep, grid
+from curation.dedup.unionfind import Numbers, UnionFind
+from curation.schema import TABLES, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 from training.config import EXECUTION, Config
 
 Policy = Literal["component", "star"]
+Counts = Callable[[pa.Table], np.ndarray]  # which edges count, bool [E]
+FEW = 20  # a component of fewer is never told: in a small pool some copies of one picture are a large share
 
 
 class DuplicatesConfig(Config):
@@ -31,6 +37,7 @@ class DuplicatesConfig(Config):
     policy: Policy = "component"
     # A larger component is reported: it hints at a threshold that is too low.
     max_component: int = Field(1000, ge=2, json_schema_extra=EXECUTION)
+    max_share: float = Field(0.01, gt=0, le=1, json_schema_extra=EXECUTION)  # of the pictures that near left
 
     def resolved_threshold(self, descriptor: DescriptorConfig, edges: EdgesConfig) -> float:
         """The threshold in use.
@@ -42,79 +49,157 @@ class DuplicatesConfig(Config):
         return checked_threshold("duplicates.threshold", value, edges.floors(descriptor)[0], "floor")
 
 
-# --- pure functions -------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
-def group_copies(a: np.ndarray, b: np.ndarray, *, rank: np.ndarray, policy: Policy) -> tuple[np.ndarray, np.ndarray]:
-    """Component and representative of each node.
+class Chunk(NamedTuple):
+    """Some edges between different pictures, all of which count."""
+
+    a: np.ndarray  # int64 [E], image_id; uint32 once numbered
+    b: np.ndarray  # the same
+    similarity: np.ndarray  # float32 [E]
+
+
+def chunks_of(io: TaskIO, num_parts: int, counts: Counts) -> Iterator[Chunk]:
+    """The edges that count, one part of ``edges`` after the other."""
+    for index in range(num_parts):
+        edges = io.read(io.part("edges", index))
+        a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
+        at = np.flatnonzero(counts(edges) & (a != b))
+        yield Chunk(a[at], b[at], edges["similarity"].to_numpy()[at])
+
+
+class NumberedEdges:
+    """Edges that count, with numbers in place of ids: parts are read once for the numbers, and once for each look."""
+
+    def __init__(
+        self,
+        io: TaskIO,
+        *,
+        shards: list[int],
+        shard_rows: int,
+        num_parts: int,
+        counts: Counts,
+    ) -> None:
+        self._read: tuple[TaskIO, int, Counts] = (io, num_parts, counts)
+        self.numbers = Numbers(shards, shard_rows)
+        for chunk in chunks_of(*self._read):
+            self.numbers.see(chunk.a)
+            self.numbers.see(chunk.b)
+        self.numbers.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in chunks_of(*self._read):
+            yield Chunk(self.numbers.of(chunk.a), self.numbers.of(chunk.b), chunk.similarity)
+
+
+# --- tasks ----------------------------------------------------------------------------------------------------------
+
+
+def components_of_edges(
+    io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int, threshold: float, policy: Policy
+) -> tuple[pa.Table, pa.Table]:
+    """The tables ``components`` and ``component_sizes`` from all parts of ``edges``.
+
+    Memory: for each picture in a counted edge 8 bytes for components, 28 for the table, and with policy ``star`` about
+    150 more; 84 for each component, 8 for each edge with policy ``star``; 0.2 for each row of the pool.
+    """
+    from curation.dedup.unionloops import number_components, raise_to
+
+    edges = NumberedEdges(
+        io, shards=shards, shard_rows=shard_rows, num_parts=num_parts, counts=lambda table: is_copy(table, threshold)
+    )
+    numbers = edges.numbers
+    union, highest = UnionFind(len(numbers)), np.full(len(numbers), -1, np.float32)
+    for chunk in edges:
+        union.add(chunk.a, chunk.b)
+        raise_to(highest, *chunk)
+    component = union.labels()
+    leasts = np.flatnonzero(component == np.arange(len(component), dtype=np.uint32)).astype(np.uint32)
+    number_components(component)
+    ids = numbers.ids()
+    kept = _elected(io, numbers, component, len(leasts)) if policy == "component" else _centres(io, edges, ids)
+    columns = [ids, ids[leasts][component], ids[kept], highest]
+    table = pa.table([pa.array(column) for column in columns], schema=TABLES["components"].schema)
+    num_kept = sum(_num_kept(io, shard) for shard in shards)
+    return table, sizes_table(np.bincount(component), num_kept)
+
+
+def _elected(io: TaskIO, numbers: Numbers, component: np.ndarray, num_components: int) -> np.ndarray:
+    """Node of the best picture of each node's component, uint32 [N]."""
+    election = Election(num_components)
+    for place, shard in enumerate(numbers.shards.tolist()):
+        first, ids = numbers.of_shard(place)
+        if len(ids):
+            pixels, num_bytes, sha256 = picture_sizes(io, shard, ids)
+            group = component[first : first + len(ids)]
+            election.add(group, first, pixels=pixels, num_bytes=num_bytes, sha256=sha256)
+    return np.asarray(election.node[component])
+
+
+def _centres(io: TaskIO, edges: NumberedEdges, ids: np.ndarray) -> np.ndarray:
+    """Node of the centre of each node's star, uint32 [N]."""
+    rank, _ = ranks_of(io, ids, edges.numbers.shards.tolist())
+    found = Stars(len(rank))
+    for chunk in edges:
+        found.count(chunk.a, chunk.b)
+    for chunk in edges:
+        found.list(chunk.a, chunk.b)
+    return found.centres(rank)
+
+
+def _num_kept(io: TaskIO, shard: int) -> int:
+    """Pictures of a shard that near left."""
+    return int(np.count_nonzero(io.read(io.part("near", shard), ["keep"])["keep"].to_numpy()))
+
+
+def sizes_table(sizes: np.ndarray, num_pictures: int) -> pa.Table:
+    """The table ``component_sizes``.
 
     Args:
-        a: node, int64 [E].
-        b: node, int64 [E].
-        rank: rank as representative, int64 [N], distinct.
-        policy: who is kept.
-
-    Returns:
-        Least node of the component, and node of the representative, int64 [N] each.
+        sizes: of each component of two or more, int64 [C].
+        num_pictures: of the pool, in a component or not.
     """
-    component = connected_components(len(rank), a, b)
-    return component, representatives(component, rank) if policy == "component" else stars(rank, a, b)
+    size, num = np.unique(sizes, return_counts=True)
+    num_alone = num_pictures - int(sizes.sum())
+    if num_alone:
+        size, num = np.concatenate([[1], size]), np.concatenate([[num_alone], num])
+    return pa.table([pa.array(size, pa.int64()), pa.array(num, pa.int64())], schema=TABLES["component_sizes"].schema)
 
 
-def highest_similarity(num_nodes: int, a: np.ndarray, b: np.ndarray, similarity: np.ndarray) -> np.ndarray:
-    """Highest similarity of an edge of each node, float32 [N]; -1 where it has none."""
-    best = np.full(num_nodes, -1, np.float32)
-    np.maximum.at(best, a, similarity)
-    np.maximum.at(best, b, similarity)
-    return best
+def sweep_of_edges(
+    io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int, thresholds: list[float], in_use: float
+) -> pa.Table:
+    """The table ``component_sweep`` from all parts of ``edges``."""
+    edges = NumberedEdges(io, shards=shards, shard_rows=shard_rows, num_parts=num_parts, counts=not_refuted)
+    sweep = Sweep(len(edges.numbers), thresholds)
+    for chunk in edges:
+        sweep.add(*chunk)
+    return sweep.table(in_use)
 
 
-def component_sizes(component: np.ndarray) -> dict[int, int]:
-    """Histogram: size of a component to the number of components of that size."""
-    _, size = np.unique(component, return_counts=True)
-    return {int(n): int(count) for n, count in zip(*np.unique(size, return_counts=True), strict=True)}
+def not_refuted(edges: pa.Table) -> np.ndarray:
+    """Which edges local features agree on, or were not asked about, bool [E]."""
+    return np.asarray(edges["verified"].fill_null(True).to_numpy(), bool)
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-def components_of_edges(
-    io: TaskIO, *, shards: list[int], num_parts: int, threshold: float, policy: Policy, max_component: int
-) -> pa.Table:
-    """The table ``components`` from all parts of ``edges``."""
-    edges = pa.concat_tables([io.read(io.part("edges", index)) for index in range(num_parts)])
-    similarity = edges["similarity"].to_numpy()
-    high = is_copy(edges, threshold)
-    a, b, similarity = edges["a"].to_numpy()[high], edges["b"].to_numpy()[high], similarity[high]
-    ids = np.unique(np.concatenate([a, b]))
-    a, b = np.searchsorted(ids, a), np.searchsorted(ids, b)
-    rank, _ = ranks_of(io, ids, shards)
-    component, representative = group_copies(a, b, rank=rank, policy=policy)
-    largest = int(np.bincount(component).max()) if len(ids) else 0
-    if largest > max_component:
-        logging.getLogger(__name__).warning(
-            "duplicates: the largest component holds %d pictures (alarm at %d); raise duplicates.threshold above %g, "
-            "or set duplicates.policy=star",
-            largest,
-            max_component,
-            threshold,
-        )
-    best = highest_similarity(len(ids), a, b, similarity)
-    return pa.table([ids, ids[component], ids[representative], best], schema=TABLES["components"].schema)
-
-
 class Components(GlobalStage):
-    """Who is a copy of whom."""
+    """Who is a copy of whom, and what other thresholds would say."""
 
     name = "components"
     section = "duplicates"
+    version = 2
     reads = ("edges", "near", "hashes", "images")
-    writes = ("components",)
+    writes: ClassVar[tuple[str, ...]] = ("components", "component_sizes", "component_sweep")
     config: DuplicatesConfig
 
     def __init__(self, config: DuplicatesConfig, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
         super().__init__(config)
         self.threshold = config.resolved_threshold(descriptor, edges)
+        self.floor = edges.floors(descriptor)[0]
         self.num_parts = edges.num_lists
 
     def fingerprint_values(self) -> dict[str, Any]:
@@ -122,20 +207,39 @@ class Components(GlobalStage):
         return {**super().fingerprint_values(), "threshold": self.threshold}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
-        """One task over all edges."""
+        """Two tasks over all edges."""
         shards = context.shards("pool")
-        args = {
-            "shards": shards,
-            "num_parts": self.num_parts,
-            "threshold": self.threshold,
-            "policy": self.config.policy,
-            "max_component": self.config.max_component,
-        }
-        reads = tuple(context.part("edges", index) for index in range(self.num_parts)) + tuple(
-            context.part(table, shard) for table in ("near", "hashes", "images") for shard in shards
+        rows = [row["shard_rows"] for row in context.sources().to_pylist() if row["role"] == "pool"]
+        edges = tuple(context.part("edges", index) for index in range(self.num_parts))
+        facts = tuple(context.part(table, shard) for table in ("near", "hashes", "images") for shard in shards)
+        common: dict[str, Any] = {"shards": shards, "shard_rows": max(rows, default=1), "num_parts": self.num_parts}
+        components = Task(
+            function=components_of_edges,
+            args={**common, "threshold": self.threshold, "policy": self.config.policy},
+            reads=(*edges, *facts),
+            writes=context.part("components", 0),
+            also=(context.part("component_sizes", 0),),
         )
-        writes = context.part("components", 0)
-        map([Task(function=components_of_edges, args=args, reads=reads, writes=writes)])
+        sweep = Task(
+            function=sweep_of_edges,
+            args={**common, "thresholds": grid(self.floor, self.threshold), "in_use": self.threshold},
+            reads=edges,
+            writes=context.part("component_sweep", 0),
+        )
+        map([components, sweep])
+
+    def told(self, context: Context) -> Iterator[str]:
+        """Whether a component is larger than copies of one picture would make it."""
+        table = context.read(context.part("component_sizes", 0))
+        size, num = table["size"].to_numpy(), table["num_components"].to_numpy()
+        largest, num_pictures = int(size.max(initial=0)), int((size * num).sum())
+        if largest > self.config.max_component or largest > max(FEW - 1, self.config.max_share * num_pictures):
+            star = "" if self.config.policy == "star" else ", or set duplicates.policy=star"
+            yield (
+                f"duplicates: the largest component holds {largest:,} of {num_pictures:,} pictures (alarm above "
+                f"{self.config.max_component:,} or {self.config.max_share:.1%}): raise duplicates.threshold above "
+                f"{self.threshold:g}{star}; `lvd sql component_sweep` tells what other thresholds would do"
+            )
 
 
 class Duplicates(ShardStage):
@@ -159,9 +263,8 @@ class Duplicates(ShardStage):
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """One row for each picture that near kept."""
-        del shard
         ids = io.rows["image_id"].to_numpy()
-        table = io.table("components")
+        table = io.read(io.part("components", 0), within=("image_id", *id_range(shard, shard)))
         mine = np.flatnonzero(np.isin(table["image_id"].to_numpy(), ids))
         place = rows_at(ids, table["image_id"].to_numpy()[mine])
         component, representative = ids.copy(), ids.copy()

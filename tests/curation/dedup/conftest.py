@@ -83,9 +83,6 @@ class MemoryIO:
     def num_rows(self, part: Part) -> int:
         return self.tables[part].num_rows
 
-    def parts(self, table: str) -> list[Part]:
-        return sorted(part for part in self.tables if part.folder == table)
-
     # --- runner
 
     def map(self, tasks: Sequence[Task]) -> list[None]:
