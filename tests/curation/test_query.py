@@ -74,6 +74,24 @@ def test_reports(exported: Any):
     assert len(run_sql(connection, "shortfall")) == 0
 
 
+def test_reports_of_components(small_run: Any):
+    connection = small_run.connect()
+    sizes = run_sql(connection, "component_sizes")
+    assert sizes.to_dict("list") == {
+        "size": [1, 2],
+        "num_components": [5, 1],
+        "num_pictures": [5, 2],
+        "share": [5 / 7, 2 / 7],
+    }
+    sweep = run_sql(connection, "component_sweep")
+    assert sweep.threshold.tolist() == pytest.approx([0.55, 0.6, 0.8, 1.0])
+    assert list(sweep.dropped_share) == [2 / 7, 1 / 7, 0, 0]
+    assert list(sweep.largest_share) == [3 / 7, 2 / 7, 1 / 7, 1 / 7]
+    assert sweep.threshold[sweep.in_use].tolist() == pytest.approx([0.6])
+    (small_run.run / "component_sizes" / "part-000000000.parquet").unlink()
+    assert list(run_sql(small_run.connect(), "component_sweep").dropped_share) == [0] * 4
+
+
 def test_reports_of_leakage(small_run: Any):
     small_run.match_a_test_picture()
     connection = small_run.connect()
@@ -234,7 +252,10 @@ def test_files_and_errors(exported: Any, tmp_path: Path):
     file = tmp_path / "mine.sql"
     file.write_text("SELECT count(*) AS n FROM manifest")
     assert run_sql(connection, str(file)).n[0] == 6
-    with pytest.raises(ConfigError, match="sql 'fun' is not known; reports: clusters, composition, funnel"):
+    with pytest.raises(
+        ConfigError,
+        match="sql 'fun' is not known; reports: clusters, component_sizes",
+    ):
         run_sql(connection, "fun")
     file.write_text("SELECT nonsense")
     with pytest.raises(ConfigError, match="nonsense"):

@@ -6,7 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from curation.dedup.components import Components, Duplicates, DuplicatesConfig, component_sizes
+from curation.dedup.components import Components, Duplicates, DuplicatesConfig
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_table
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
@@ -100,14 +100,15 @@ def vectors_in(io: Any, rows: dict[int, list[np.ndarray]]) -> None:
         io.put("hashes", shard, image_id=ids, sha256=names, width_px=sides, height_px=sides)
         io.put("images", shard, image_id=ids, num_bytes=[1] * len(ids))
         for verdict in ("safety", "near"):
-            io.put(verdict, shard, image_id=ids)
+            io.put(verdict, shard, image_id=ids, keep=[True] * len(ids))
             io.keep(verdict, shard, ids, names)
         table = vectors_table(
             pa.chunked_array([pa.array(ids)]), pa.chunked_array([pa.array(names)]), np.array(vectors).reshape(-1, 512)
         )
         io.tables[io.part("descriptors", shard)] = table
     ids = [shard // 1_000_000 for shard in rows if shard % 1_000_000 == 0]
-    io.put("sources", 0, source_id=ids, name=[f"set{i}" for i in ids])
+    roles = [io.roles[source * 1_000_000] for source in ids]
+    io.put("sources", 0, source_id=ids, name=[f"set{i}" for i in ids], role=roles, shard_rows=[10] * len(ids))
 
 
 def chain(io: Any) -> None:
@@ -159,7 +160,8 @@ def test_component_drops_the_chain_and_leaks_as_a_whole(memory_io: Any) -> None:
     assert components["image_id"].to_pylist() == [0, S1, S1 + 1]
     assert components["component_id"].to_pylist() == [0, 0, 0]
     assert components["representative_id"].to_pylist() == [0, 0, 0]
-    assert component_sizes(components["component_id"].to_numpy()) == {3: 1}
+    sizes = memory_io.tables[memory_io.part("component_sizes", 0)]
+    assert sizes.to_pylist() == [{"size": 1, "num_components": 4}, {"size": 3, "num_components": 1}]
 
 
 def test_star_keeps_the_end_of_a_chain_and_direct_looks_at_own_edges(memory_io: Any) -> None:

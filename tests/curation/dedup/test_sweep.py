@@ -9,12 +9,11 @@ from curation.dedup import sweep
 from curation.dedup.sweep import Sweep, grid
 from curation.dedup.unionfind import connected_components
 
+similarities = st.integers(450, 1001).map(lambda value: float(np.float32(value / 1000)))
 graphs = st.integers(2, 20).flatmap(
     lambda n: st.tuples(
         st.just(n),
-        st.lists(
-            st.tuples(st.integers(0, n - 1), st.integers(0, n - 1), st.floats(0.5, 1.001, width=32)), max_size=60
-        ),
+        st.lists(st.tuples(st.integers(0, n - 1), st.integers(0, n - 1), similarities), max_size=60),
         st.randoms(),
     )
 )

@@ -44,6 +44,8 @@ def test_page_is_whole_and_needs_nothing_else(small_run: Any, tmp_path: Path):
         "dogs",
         "flowers",
         "Benchmarks",
+        "Two pictures are copies from 0.6 on. Pairs: 1;",
+        "in use: 0.6",
     ):
         assert word in text
     assert len(re.findall(r'src="data:image/jpeg;base64,', text)) >= 6 + 4  # the set, and what was dropped
