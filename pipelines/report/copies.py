@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-_WIDTH, _HEIGHT, _GAP = 520, 240, 40  # of one of two drawings beside each other
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 34, 30  # margins inside it
+_WIDTH, _HEIGHT, _GAP = 520, 250, 40  # of one of two drawings beside each other
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 44, 30  # margins inside it
 _NUM_TICKS = 5
 
 STYLE = """
@@ -49,9 +49,10 @@ def sweep_svg(rows: Sequence[dict[str, Any]]) -> str:
     Args:
         rows: of the report ``component_sweep``, two at least.
     """
+    dropped, largest = [row["dropped_share"] for row in rows], [max(1, row["largest"]) for row in rows]
     drawings = [
-        _drawing("share dropped as copies", rows, [row["dropped_share"] for row in rows], _linear),
-        _drawing("pictures in the largest component", rows, [max(1, row["largest"]) for row in rows], _logarithmic),
+        _drawing("share dropped as copies, by threshold", rows, dropped, _linear),
+        _drawing("pictures in the largest component, by threshold", rows, largest, _logarithmic),
     ]
     shifted = "".join(f'<g transform="translate({n * (_WIDTH + _GAP)} 0)">{one}</g>' for n, one in enumerate(drawings))
     return f'<svg width="100%" viewBox="0 0 {2 * _WIDTH + _GAP} {_HEIGHT}" role="img">{shifted}</svg>'
@@ -76,7 +77,11 @@ def _logarithmic(most: float) -> tuple[Callable[[float], float], list[tuple[floa
     ticks = [factor * 10**n for n in range(decades + 1) for factor in factors]
     top = next(tick for tick in ticks if tick >= most and tick > 1)
     scale = math.log(top)
-    return (lambda value: math.log(value) / scale), [(tick, f"{tick:,}") for tick in ticks if tick <= top]
+    return (lambda value: math.log(value) / scale), [(tick, _short(tick)) for tick in ticks if tick <= top]
+
+
+def _short(count: int) -> str:
+    return f"{count:,}" if count < 1_000_000 else f"{count // 1_000_000:,}M"
 
 
 def _round_step(least: float) -> float:
@@ -114,9 +119,9 @@ def _drawing(title: str, rows: Sequence[dict[str, Any]], values: Sequence[float]
             at = x(row["threshold"])
             right = at > _WIDTH * 0.7
             parts.append(
-                f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 8}" y2="{_HEIGHT - _BOTTOM}"/>'
+                f'<line class="mark" x1="{at:.1f}" x2="{at:.1f}" y1="{_TOP - 15}" y2="{_HEIGHT - _BOTTOM}"/>'
                 f'<circle class="dot" cx="{at:.1f}" cy="{y(value):.1f}" r="4"/>'
-                f'<text x="{at + (-6 if right else 6):.1f}" y="{_TOP}" text-anchor="{"end" if right else "start"}">'
+                f'<text x="{at + (-6 if right else 6):.1f}" y="{_TOP - 6}" text-anchor="{"end" if right else "start"}">'
                 f"in use: {row['threshold']:.3g}</text>"
             )
     return "".join(parts)

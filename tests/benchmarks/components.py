@@ -82,9 +82,13 @@ def numbers_by_bits(a: np.ndarray, b: np.ndarray, num_nodes: int) -> np.ndarray:
 
 def numbers_by_ids(a: np.ndarray, b: np.ndarray, num_nodes: int) -> np.ndarray:
     del num_nodes
-    ids = np.empty(0, np.int64)
+    ids, fresh, num_fresh = np.empty(0, np.int64), [np.empty(0, np.int64)], 0
     for chunk in cut(a, b):
-        ids = np.union1d(ids, np.concatenate(chunk))
+        fresh.append(np.unique(np.concatenate(chunk)))
+        num_fresh += len(fresh[-1])
+        if num_fresh > len(ids):  # so that all merges together take no longer than a few of the whole
+            ids, fresh, num_fresh = np.unique(np.concatenate([ids, *fresh])), [], 0
+    ids = np.unique(np.concatenate([ids, *fresh]))
     return np.concatenate([np.searchsorted(ids, one).astype(np.uint32) for (one,) in cut(a)])
 
 

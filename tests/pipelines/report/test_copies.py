@@ -16,7 +16,7 @@ def test_curves_go_through_the_values_and_the_threshold_in_use_is_marked():
     text = sweep_svg([row(0.5, 1000, 0.5), row(0.75, 10, 0.25, in_use=True), row(1.0, 1, 0.0)])
     curves = [[tuple(map(float, pair.split(","))) for pair in points.split()] for points in
               re.findall(r'points="([^"]+)"', text)]  # fmt: skip
-    left, bottom, right, top = 56, 210, 508, 34
+    left, bottom, right, top = 56, 220, 508, 44
     middle = (left + right) / 2
     assert curves[0] == [(left, top), (middle, (top + bottom) / 2), (right, bottom)]
     assert curves[1] == [(left, top), (middle, pytest.approx(bottom - (bottom - top) / 3, abs=0.1)), (right, bottom)]
@@ -26,14 +26,14 @@ def test_curves_go_through_the_values_and_the_threshold_in_use_is_marked():
         assert tick in text
 
 
-@pytest.mark.parametrize("largest", [1, 2, 7, 999, 1001])
+@pytest.mark.parametrize("largest", [1, 2, 7, 999, 1001, 10**9])
 @pytest.mark.parametrize("dropped", [0.0, 1e-5, 0.0031, 0.99, 1.0])
 def test_every_value_has_a_place(largest: int, dropped: float):
     text = sweep_svg([row(0.9999, largest, dropped, in_use=True), row(1.0, 1, 0.0)])
     for points in re.findall(r'points="([^"]+)"', text):
         for pair in points.split():
             _, y = map(float, pair.split(","))
-            assert 34 <= y <= 210
+            assert 44 <= y <= 220
 
 
 def test_classes_of_sizes_double():
