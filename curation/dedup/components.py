@@ -101,8 +101,8 @@ def components_of_edges(
 ) -> tuple[pa.Table, pa.Table]:
     """The tables ``components`` and ``component_sizes`` from all parts of ``edges``.
 
-    Memory: 4 bytes for each picture in a counted edge while components are found, and 0.2 for each row of the pool. With
-    representatives and the table, whose row has 28 bytes, about 60 a picture; 140 with policy ``star``. Measured.
+    Memory: 4 bytes for each picture in a counted edge while components are found, and 0.2 for each row of the pool;
+    with representatives and the table, whose row has 28 bytes, about 60 a picture, 140 with policy ``star``.
     """
     from curation.dedup.unionloops import number_components, raise_to
 
