@@ -435,7 +435,7 @@ _TABLES = (
         root="pool",
         kind="facts",
         row="one picture; unit vector for copy detection",
-        schema=vector_schema(512),
+        schema=vector_schema(0),
     ),
     Table(
         name="fit_quantiser",
@@ -488,8 +488,8 @@ _TABLES = (
         root="run",
         kind="output",
         parts="single",
-        row="one threshold: from `edges.floor` to 1 in steps of .01, and the one in use; an edge counts from its "
-        "similarity down, and not at all where local features were compared and do not agree",
+        row="one threshold: `edges.floor`, the hundredths above it up to 1, and the one in use; an edge counts from "
+        "its similarity down, and not at all where local features were compared and do not agree",
         schema=_schema(
             ("threshold", pa.float32(), "cosine from which on two pictures are copies"),
             ("in_use", pa.bool_(), "it is `duplicates.threshold`"),
@@ -497,7 +497,7 @@ _TABLES = (
             ("num_components", pa.int64(), "components of two or more"),
             ("num_pictures", pa.int64(), "pictures in them"),
             ("num_dropped", pa.int64(), "those that policy component would drop: all but one of each component"),
-            ("largest", pa.int64(), "pictures in the largest component"),
+            ("largest", pa.int64(), "pictures in the largest component; 0 where there is none"),
         ),
     ),
     Table(

@@ -35,9 +35,11 @@ class DuplicatesConfig(Config):
 
     threshold: float | None = Field(None, gt=-1, lt=1)  # None = the descriptor's
     policy: Policy = "component"
-    # A larger component is reported: it hints at a threshold that is too low.
-    max_component: int = Field(1000, ge=2, json_schema_extra=EXECUTION)
-    max_share: float = Field(0.01, gt=0, le=1, json_schema_extra=EXECUTION)  # of the pictures that near left
+    # A larger component is told at the end of the stage: it hints at a threshold that is too low.
+    max_component: int = Field(1000, ge=2, json_schema_extra=EXECUTION, description="pictures")
+    max_share: float = Field(
+        0.01, gt=0, le=1, json_schema_extra=EXECUTION, description="of what near kept; of 20 pictures at least"
+    )
 
     def resolved_threshold(self, descriptor: DescriptorConfig, edges: EdgesConfig) -> float:
         """The threshold in use.

@@ -1,12 +1,14 @@
-"""Copy descriptors by name: bytes of a picture in, one unit vector of 512 numbers out.
+"""Copy descriptors by name: bytes of a picture in, one unit vector out.
 
 ``sift-vlad-dct``
     Weight-free. RootSIFT of the grey picture at a fixed size, aggregated (VLAD) and whitened by a PCA, joined with the
-    low frequencies of its grey thumbnail. Words and whitening are fitted once on a sample of the pool.
+    low frequencies of its grey thumbnail. Words and whitening are fitted once on a sample of the pool. A picture and
+    its mirror image have one vector, of 1,024 numbers.
 ``sscd:PATH``
-    SSCD (Pizzi et al. 2022, arXiv:2202.10261): a TorchScript file, or the state dict of its torchvision ResNet-50.
+    SSCD (Pizzi et al. 2022, arXiv:2202.10261), 512 or 1,024 numbers: a TorchScript file, or the state dict of its
+    torchvision ResNet-50.
 ``timm:NAME``
-    A timm model with weights from ``weights``; of at most 512 features, padded with zeros.
+    A timm model with weights from ``weights``; as many numbers as it has features.
 
 Thresholds belong to the descriptor. A descriptor without known ones needs them in the recipe.
 """
@@ -23,8 +25,8 @@ from curation.backbones import IMAGENET_MEAN, IMAGENET_STD
 from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 
-DIM = 512
 WEIGHT_FREE = "sift-vlad-dct"
+_PROBE_PX = 288  # a black picture, to learn how many features a model has
 
 
 class Thresholds(NamedTuple):
@@ -38,7 +40,7 @@ KNOWN_THRESHOLDS = {
     # DINOv2 (arXiv:2304.07193), appendix A.3.
     "sscd": Thresholds(0.60, 0.45),
     # .01 above the lowest good one (precision >= .99): tests/benchmarks/descriptor_thresholds.py --data DIR
-    WEIGHT_FREE: Thresholds(0.30, 0.30),
+    WEIGHT_FREE: Thresholds(0.34, 0.34),
 }
 
 
@@ -49,7 +51,7 @@ class DescriptorConfig(Config):
     weights: str | None = Field(None, json_schema_extra=EXECUTION, description="file of timm weights, told by content")
     duplicate_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
     leakage_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
-    fit_pictures: int = Field(800, ge=1, description="of sift-vlad-dct: pictures that fit words and whitening")
+    fit_pictures: int = Field(2000, ge=1, description="of sift-vlad-dct: pictures that fit words and whitening")
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
     fit_seed: int = 0
     device: str = Field("cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION, description="filled in")
@@ -121,8 +123,10 @@ class DescriptorConfig(Config):
 class Descriptor(Protocol):
     """A loaded descriptor."""
 
+    dim: int  # length of its vectors
+
     def vector(self, rgb: np.ndarray) -> np.ndarray:
-        """RGB uint8 [H, W, 3] to a unit vector, float32 [512]. A pure function of the pixels."""
+        """RGB uint8 [H, W, 3] to a unit vector, float32 [dim]. A pure function of the pixels."""
 
 
 def open_descriptor(config: DescriptorConfig, fit: dict[str, np.ndarray]) -> Descriptor:
@@ -151,22 +155,21 @@ class TorchDescriptor:
         torch.backends.cudnn.benchmark = False
         self.device = device
         self.model = model.to(self.device).eval()
+        self.dim = len(self._features(np.zeros((_PROBE_PX, _PROBE_PX, 3), np.uint8)))
 
     def vector(self, rgb: np.ndarray) -> np.ndarray:
         """See ``Descriptor``."""
+        features = self._features(rgb)
+        return np.asarray(features / max(float(np.linalg.norm(features)), 1e-12), np.float32)
+
+    def _features(self, rgb: np.ndarray) -> np.ndarray:
         import torch
 
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(2, 0, 1)[None].float() / 255
             mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-            feature = self.model((pixels - mean) / std).flatten(1)[0].float().cpu().numpy()
-        if len(feature) > DIM:
-            raise ConfigError(
-                f"descriptor.name: got a model of {len(feature)} features, allowed: at most {DIM}; choose another"
-            )
-        padded = np.zeros(DIM, np.float32)
-        padded[: len(feature)] = feature
-        return np.asarray(padded / max(float(np.linalg.norm(padded)), 1e-12), np.float32)
+            features = self.model((pixels - mean) / std).flatten(1)[0].float().cpu().numpy()
+        return np.asarray(features, np.float32)
 
 
 def load_sscd(path: str) -> Any:

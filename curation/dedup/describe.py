@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from curation.dedup.copydescriptor import DIM, WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
+from curation.dedup.copydescriptor import WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
 from curation.dedup.near import rows_at
 from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, vector_schema
@@ -64,10 +64,11 @@ def read_small(io: TaskIO, place: dict[str, Any]) -> np.ndarray:
 
 
 def vectors_table(image_id: pa.ChunkedArray, sha256: pa.ChunkedArray, vectors: np.ndarray) -> pa.Table:
-    """Rows of ``descriptors``; vectors float [N, 512] are rounded to fp16."""
+    """Rows of ``descriptors``; vectors float [N, D] are rounded to fp16."""
+    dim = vectors.shape[1]
     flat = pa.array(np.ascontiguousarray(vectors, np.float16).ravel())
-    column = pa.FixedSizeListArray.from_arrays(flat, DIM)
-    return pa.table([image_id, sha256, column], schema=vector_schema(DIM))
+    column = pa.FixedSizeListArray.from_arrays(flat, dim)
+    return pa.table([image_id, sha256, column], schema=vector_schema(dim))
 
 
 def vectors_of(table: pa.Table) -> np.ndarray:
@@ -142,6 +143,7 @@ class FitDescriptor(GlobalStage):
     section = "descriptor"
     reads = ("hashes", "detections")
     writes = ("fit_descriptor",)
+    version = 2
     config: DescriptorConfig
 
     def fingerprint_values(self) -> dict[str, Any]:
@@ -183,6 +185,7 @@ class Describe(ShardStage):
     after = "near"
     reads: ClassVar[tuple[str, ...]] = ("near", "detections", "fit_descriptor")
     writes = ("descriptors",)
+    version = 2
     roles = ("pool", "query", "benchmark")
     config: DescriptorConfig
 
@@ -193,10 +196,12 @@ class Describe(ShardStage):
     def models(self) -> list[ModelFacts]:
         """The descriptor."""
         name = self.config.kind if self.config.kind == "sscd" else self.config.name
-        facts = ModelFacts(name=name, takes="288 px", dim=DIM)
+        facts = ModelFacts(name=name, takes="288 px")
         path = self.config.weights_path
         if path is None:
-            return [replace(facts, needs_cpu=True)]
+            from curation.dedup.siftvlad import DIM
+
+            return [replace(facts, dim=DIM, needs_cpu=True)]
         return [replace(facts, file=Path(path), sha256=file_sha256(path, key=self.config.weights_key))]
 
     def fingerprint_values(self) -> dict[str, Any]:
@@ -217,7 +222,7 @@ class Describe(ShardStage):
         rows = io.rows
         table = io.table("detections", _PLACE)
         at = rows_at(table["image_id"].to_numpy(), rows["image_id"].to_numpy())
-        vectors = np.zeros((rows.num_rows, DIM), np.float32)
+        vectors = np.zeros((rows.num_rows, self._model.dim), np.float32)
         for row, place in enumerate(table.take(pa.array(at)).to_pylist()):
             vectors[row] = self._model.vector(read_small(io, place))
         return {"descriptors": vectors_table(rows["image_id"], rows["sha256"], vectors)}

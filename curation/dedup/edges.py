@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from curation.dedup.copydescriptor import DIM, DescriptorConfig
+from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_of
 from curation.dedup.join import Members, assign, fit_centroids, join_list, join_references
 from curation.dedup.near import rows_at
@@ -93,11 +93,11 @@ def _unverified(columns: tuple[np.ndarray, ...], table: str) -> pa.Table:
 
 def fit_quantiser(io: TaskIO, *, shards: list[int], num_pictures: int, num_lists: int, seed: int) -> pa.Table:
     """The table ``fit_quantiser`` from the vectors with the least sha256 in some shards."""
-    names, vectors = np.empty(0, "U64"), np.empty((0, DIM), np.float32)
+    names, vectors = np.empty(0, "U64"), np.empty((0, 0), np.float32)
     for shard in shards:
         table = io.read(io.part("descriptors", shard))
         names = np.concatenate([names, np.array(table["sha256"].to_pylist(), "U64")])
-        vectors = np.concatenate([vectors, vectors_of(table)])
+        vectors = np.concatenate([vectors, vectors_of(table)]) if len(vectors) else vectors_of(table)
         names, first = np.unique(names, return_index=True)
         names, vectors = names[:num_pictures], vectors[first[:num_pictures]]
     centroids = fit_centroids(vectors, num_lists, seed)
@@ -117,7 +117,7 @@ def members_of_list(
     parts = [
         Members(
             np.empty(0, np.int64),
-            np.empty((0, DIM), np.float32),
+            np.empty((0, centroids.shape[1]), np.float32),
             np.empty(0, np.int32),
             np.empty((0, len(centroids)), bool),
         )

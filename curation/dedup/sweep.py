@@ -15,7 +15,6 @@ import pyarrow as pa
 from curation.dedup.unionfind import UnionFind
 from curation.schema import TABLES
 
-STEP = 0.01
 _PENDING = 1 << 22  # edges gathered before the forest is made again
 
 
@@ -29,9 +28,9 @@ _NONE = _Edges(np.empty(0, np.uint32), np.empty(0, np.uint32), np.empty(0, np.ui
 
 
 def grid(floor: float, in_use: float) -> list[float]:
-    """Thresholds from the floor of the stored edges up to 1 in steps of .01, and the one in use, ascending."""
-    num = int((1 - floor) / STEP + 1e-6) + 1
-    return sorted({*(round(floor + STEP * n, 6) for n in range(num)), round(in_use, 6)})
+    """Thresholds to be told of: the floor of the stored edges, the hundredths above it up to 1, and the one in use."""
+    hundredths = (n / 100 for n in range(-100, 101) if n / 100 > floor)
+    return sorted({round(floor, 6), *hundredths, round(in_use, 6)})
 
 
 class Sweep:
@@ -81,7 +80,7 @@ class Sweep:
             num_components,
             num_pictures,
             num_pictures - num_components,
-            np.maximum(largest, min(1, self._num_nodes)),
+            largest,
         ]
         return pa.table([pa.array(column) for column in columns], schema=TABLES["component_sweep"].schema)
 

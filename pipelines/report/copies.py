@@ -24,7 +24,7 @@ def told_of_threshold(row: dict[str, Any]) -> str:
     return (
         f"Two pictures are copies from {row['threshold']:.3g} on. Pairs: {row['num_edges']:,}; pictures in them: "
         f"{row['num_pictures']:,}; components: {row['num_components']:,}; the largest holds {row['largest']:,}, "
-        f"{row['largest_share']:.2%} of the pictures that near left."
+        f"{row['share_largest']:.2%} of the pictures that near left."
     )
 
 
@@ -49,7 +49,7 @@ def sweep_svg(rows: Sequence[dict[str, Any]]) -> str:
     Args:
         rows: of the report ``component_sweep``, two at least.
     """
-    dropped, largest = [row["dropped_share"] for row in rows], [max(1, row["largest"]) for row in rows]
+    dropped, largest = [row["share_dropped"] for row in rows], [max(1, row["largest"]) for row in rows]
     drawings = [
         _drawing("share dropped as copies, by threshold", rows, dropped, _linear),
         _drawing("pictures in the largest component, by threshold", rows, largest, _logarithmic),

@@ -154,7 +154,9 @@ def main() -> None:
             for name in ("curated_caltech101_6perclass", "curated_flowers5_17perclass")
             for _, p in tar_pictures(args.data / f"{name}.tar")
         ]
-        others += tiny_pictures(args.data / "tiny_imagenet_100c.parquet", 800 - len(others), skip=args.distractors)
+        others += tiny_pictures(
+            args.data / "tiny_imagenet_100c.parquet", config.fit_pictures - len(others), skip=args.distractors
+        )
         fit = fit_sift_vlad((small(picture) for picture in others), seed=0)
         print(
             f"fit on {len(others)} pictures: {time.process_time() - started:.1f} CPU s",

@@ -85,11 +85,11 @@ def test_reports_of_components(small_run: Any):
     }
     sweep = run_sql(connection, "component_sweep")
     assert sweep.threshold.tolist() == pytest.approx([0.55, 0.6, 0.8, 1.0])
-    assert list(sweep.dropped_share) == [2 / 7, 1 / 7, 0, 0]
-    assert list(sweep.largest_share) == [3 / 7, 2 / 7, 1 / 7, 1 / 7]
+    assert list(sweep.share_dropped) == [2 / 7, 1 / 7, 0, 0]
+    assert list(sweep.share_largest) == [3 / 7, 2 / 7, 1 / 7, 1 / 7]
     assert sweep.threshold[sweep.in_use].tolist() == pytest.approx([0.6])
     (small_run.run / "component_sizes" / "part-000000000.parquet").unlink()
-    assert list(run_sql(small_run.connect(), "component_sweep").dropped_share) == [0] * 4
+    assert list(run_sql(small_run.connect(), "component_sweep").share_dropped) == [0] * 4
 
 
 def test_reports_of_leakage(small_run: Any):
@@ -252,10 +252,7 @@ def test_files_and_errors(exported: Any, tmp_path: Path):
     file = tmp_path / "mine.sql"
     file.write_text("SELECT count(*) AS n FROM manifest")
     assert run_sql(connection, str(file)).n[0] == 6
-    with pytest.raises(
-        ConfigError,
-        match="sql 'fun' is not known; reports: clusters, component_sizes",
-    ):
+    with pytest.raises(ConfigError, match="sql 'fun' is not known; reports: clusters, component_sizes, "):
         run_sql(connection, "fun")
     file.write_text("SELECT nonsense")
     with pytest.raises(ConfigError, match="nonsense"):

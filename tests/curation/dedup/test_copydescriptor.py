@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from curation.dedup.copydescriptor import (
-    DIM,
     DescriptorConfig,
     load_sscd,
     open_descriptor,
@@ -18,12 +17,14 @@ from curation.dedup.copydescriptor import (
 )
 from curation.dedup.describe import MIN_FIT_PICTURES
 from curation.dedup.siftvlad import (
+    DIM,
     MIRROR,
     dct_vector,
     fit_sift_vlad,
     grey_of,
     own_direction,
     root_sift,
+    symmetric_vlad,
     vlad,
     whitening,
 )
@@ -111,6 +112,17 @@ def test_small_pools_get_a_shorter_fit_and_a_whole_vector(num_pictures: int) -> 
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
 
 
+def test_a_mirror_image_is_a_copy(fit: dict[str, np.ndarray]) -> None:
+    rows = root_sift(grey_of(picture(5)))
+    mirrored = np.ascontiguousarray(rows[:, MIRROR])
+    np.testing.assert_allclose(symmetric_vlad(rows, fit), symmetric_vlad(mirrored, fit), atol=1e-5)
+    descriptor = open_descriptor(DescriptorConfig(), fit)
+    flat = np.repeat(np.linspace(0, 255, 240).astype(np.uint8)[None], 200, 0)[..., None].repeat(3, 2)
+    for rgb in (picture(5), flat):
+        similarity = descriptor.vector(rgb) @ descriptor.vector(np.ascontiguousarray(rgb[:, ::-1]))
+        assert similarity > DescriptorConfig().thresholds().duplicate
+
+
 def test_pictures_without_keypoints_are_no_copies_of_each_other(fit: dict[str, np.ndarray]) -> None:
     ramp = np.linspace(0, 255, 240).astype(np.uint8)
     flat = [np.full((200, 240, 3), value, np.uint8) for value in (0, 128, 255)]
@@ -159,7 +171,7 @@ def sscd_files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """Random weights of SSCD's torchvision form, as both kinds of file."""
     torch.manual_seed(0)
     folder = tmp_path_factory.mktemp("sscd")
-    model = sscd_resnet50(DIM).eval()
+    model = sscd_resnet50(512).eval()
     torch.save({f"backbone.{key}": value for key, value in model.state_dict().items()}, folder / "a.torchvision.pt")
 
     class WithNorm(torch.nn.Module):
@@ -185,6 +197,14 @@ def test_both_files_of_sscd_give_the_same_vectors(sscd_files: dict[str, str]) ->
     np.testing.assert_allclose(np.linalg.norm(vectors["state"], axis=1), 1, atol=1e-5)
 
 
+@pytest.mark.parametrize("dim", [512, 1024])
+def test_both_lengths_of_sscd(dim: int, tmp_path: Path) -> None:
+    state = {f"backbone.{key}": value for key, value in sscd_resnet50(dim).state_dict().items()}
+    torch.save(state, tmp_path / "sscd.torchvision.pt")
+    descriptor = open_descriptor(DescriptorConfig(name=f"sscd:{tmp_path / 'sscd.torchvision.pt'}"), {})
+    assert descriptor.dim == dim == len(descriptor.vector(picture(0, 64, 96)))
+
+
 def test_sscd_pools_by_the_generalised_mean(sscd_files: dict[str, str]) -> None:
     pool = load_sscd(sscd_files["state"]).avgpool
     x = torch.rand(2, 5, 3, 4)
@@ -192,7 +212,7 @@ def test_sscd_pools_by_the_generalised_mean(sscd_files: dict[str, str]) -> None:
     torch.testing.assert_close(pool(x), expected)
 
 
-def test_a_timm_model_is_padded_to_512(tmp_path: Path) -> None:
+def test_a_timm_model_has_as_many_numbers_as_features(tmp_path: Path) -> None:
     import timm
 
     model = timm.create_model("test_resnet", pretrained=False, num_classes=0)
@@ -200,10 +220,10 @@ def test_a_timm_model_is_padded_to_512(tmp_path: Path) -> None:
     config = DescriptorConfig(
         name="timm:test_resnet", weights=str(tmp_path / "weights.pth"), duplicate_threshold=0.9, leakage_threshold=0.8
     )
-    vector = open_descriptor(config, {}).vector(picture(0, 96, 96))
-    assert vector.shape == (DIM,)
+    descriptor = open_descriptor(config, {})
+    vector = descriptor.vector(picture(0, 96, 96))
+    assert vector.shape == (model.num_features,) == (descriptor.dim,)
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
-    assert (vector[model.num_features :] == 0).all()
 
 
 # --- thresholds and errors

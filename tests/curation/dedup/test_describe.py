@@ -19,6 +19,7 @@ from curation.dedup.describe import (
     table_to_arrays,
     vectors_of,
 )
+from curation.dedup.siftvlad import DIM
 from curation.schema import image_ids, vector_schema
 
 
@@ -77,7 +78,7 @@ def describe(memory: Any, shard: int, rows: list[int] | None = None) -> Any:
 
 def test_vectors_follow_from_the_pixels_alone(described: Any) -> None:
     first, second = describe(described, 0), describe(described, 1)
-    assert first.schema.equals(vector_schema(512))
+    assert first.schema.equals(vector_schema(DIM))
     assert first["image_id"].to_pylist() == list(range(10))
     np.testing.assert_array_equal(vectors_of(first)[5:], vectors_of(second)[:5])
     np.testing.assert_array_equal(vectors_of(describe(described, 0, [2, 7])), vectors_of(first)[[2, 7]])

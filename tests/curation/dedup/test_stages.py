@@ -14,6 +14,7 @@ from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig, Leaks
 from curation.dedup.near import NearConfig, NearPairs
 from curation.dedup.near_codes import NearCodes
+from curation.dedup.unionfind import connected_components
 from curation.schema import image_ids
 from training.config import ConfigError
 
@@ -162,6 +163,39 @@ def test_component_drops_the_chain_and_leaks_as_a_whole(memory_io: Any) -> None:
     assert components["representative_id"].to_pylist() == [0, 0, 0]
     sizes = memory_io.tables[memory_io.part("component_sizes", 0)]
     assert sizes.to_pylist() == [{"size": 1, "num_components": 4}, {"size": 3, "num_components": 1}]
+
+
+def test_the_sweep_tells_what_each_threshold_makes(memory_io: Any) -> None:
+    chain(memory_io)
+    stored = pa.concat_tables([memory_io.tables[memory_io.part("edges", number)] for number in range(4)])
+    for refused in (False, True):
+        if refused:  # local features refused every pair
+            for number in range(4):
+                part = memory_io.part("edges", number)
+                table = memory_io.tables[part]
+                no = pa.array([False] * len(table), pa.bool_())
+                memory_io.tables[part] = table.set_column(3, "verified", no)
+        Components(DuplicatesConfig(), DESCRIPTOR, EDGES).run(memory_io, memory_io.map)
+        sweep = memory_io.tables[memory_io.part("component_sweep", 0)].to_pylist()
+        assert sweep[0]["threshold"] == pytest.approx(EDGES.floors(DESCRIPTOR)[0])
+        for row in sweep:
+            high = stored.filter(stored["similarity"].to_numpy() >= np.float32(row["threshold"]))
+            ids = np.unique(np.concatenate([high["a"].to_numpy(), high["b"].to_numpy()]))
+            ends = (np.searchsorted(ids, high[end].to_numpy()) for end in ("a", "b"))
+            _, sizes = np.unique(connected_components(len(ids), *ends), return_counts=True)
+            expected = (len(high), len(sizes), len(ids), len(ids) - len(sizes), max(sizes, default=0))
+            assert tuple(row.values())[2:] == ((0, 0, 0, 0, 0) if refused else expected)
+
+
+def test_a_large_component_is_told(memory_io: Any) -> None:
+    chain(memory_io)
+    for config in (DuplicatesConfig(max_component=2), DuplicatesConfig(max_share=0.3)):  # three are too few for a share
+        stage = Components(config, DESCRIPTOR, EDGES)
+        stage.run(memory_io, memory_io.map)
+        assert not list(Components(DuplicatesConfig(max_share=1), DESCRIPTOR, EDGES).told(memory_io))
+        told = list(stage.told(memory_io))
+        assert len(told) == (config.max_component == 2)
+        assert all(line.startswith("duplicates: the largest component holds 3 of 7 pictures") for line in told)
 
 
 def test_star_keeps_the_end_of_a_chain_and_direct_looks_at_own_edges(memory_io: Any) -> None:

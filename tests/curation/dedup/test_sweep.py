@@ -29,7 +29,7 @@ def slow_row(num_nodes: int, edges: list[tuple[int, int, float]], threshold: flo
         "num_components": len(large),
         "num_pictures": large.sum(),
         "num_dropped": (large - 1).sum(),
-        "largest": sizes.max(),
+        "largest": large.max(initial=0),
     }
 
 
@@ -64,9 +64,9 @@ def test_no_edge_at_all() -> None:
                    "num_dropped": 0, "largest": 0}  # fmt: skip
 
 
-def test_thresholds_go_from_the_floor_to_one_and_hold_the_one_in_use() -> None:
+def test_thresholds_are_the_floor_the_hundredths_above_it_and_the_one_in_use() -> None:
     assert grid(0.97, 0.98) == [0.97, 0.98, 0.99, 1.0]
-    assert grid(0.975, 0.9783) == [0.975, 0.9783, 0.985, 0.995]
+    assert grid(0.975, 0.9783) == [0.975, 0.9783, 0.98, 0.99, 1.0]
     assert grid(0.25, 0.3)[:6] == [0.25, 0.26, 0.27, 0.28, 0.29, 0.3]
     assert grid(0.25, 0.3)[-1] == 1.0
     assert len(grid(-0.999, 0.5)) <= 256

@@ -1,5 +1,6 @@
 """Components of streamed edges against scipy's, and the numbers of pictures against sorted ids."""
 
+import networkx as nx
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -49,6 +50,13 @@ def test_the_partition_is_scipys_in_whatever_order_the_parts_come(graph) -> None
     parts = [shuffled[start:end] for start, end in zip([0, *cuts], [*cuts, len(again)], strict=True)]
     assert streamed(num_nodes, [ends(part) for part in parts]) == expected
     assert connected_components(num_nodes, *ends(shuffled)).tolist() == expected
+
+
+def test_the_partition_is_that_of_networkx() -> None:
+    a, b = np.random.default_rng(5).integers(0, 300, (2, 200))
+    labels = connected_components(300, a, b)
+    for component in nx.connected_components(nx.Graph(zip(a.tolist(), b.tolist(), strict=True))):
+        assert set(labels[list(component)].tolist()) == {min(component)}
 
 
 def test_many_edges() -> None:

@@ -9,7 +9,7 @@ from pipelines.report.copies import classes_of_sizes, sweep_svg
 
 
 def row(threshold: float, largest: int, dropped: float, in_use: bool = False) -> dict[str, Any]:
-    return {"threshold": threshold, "largest": largest, "dropped_share": dropped, "in_use": in_use}
+    return {"threshold": threshold, "largest": largest, "share_dropped": dropped, "in_use": in_use}
 
 
 def test_curves_go_through_the_values_and_the_threshold_in_use_is_marked():
