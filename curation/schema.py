@@ -489,16 +489,16 @@ _TABLES = (
             ("representative_id", pa.int64(), "the picture kept for the component"),
             ("similarity", pa.float32(), "highest similarity of an edge of this picture"),
         ),
-        row_group_rows=16_384,  # each shard reads its own rows
+        row_group_rows=16_384,  # duplicates reads it by ranges of image_id
     ),
     Table(
         name="component_sizes",
         root="run",
         kind="output",
         parts="single",
-        row="one size of components, at the threshold in use; sizes of two and more",
+        row="one size of a component, at the threshold in use; size 1: pictures that are in no edge",
         schema=_schema(
-            ("size", pa.int64(), "pictures of the component"),
+            ("size", pa.int64(), "pictures in a component"),
             ("num_components", pa.int64(), "components of this size"),
         ),
     ),
@@ -507,15 +507,16 @@ _TABLES = (
         root="run",
         kind="output",
         parts="single",
-        row="one threshold from `edges.floor` on: what it would make of the edges that are stored, by policy component",
+        row="one threshold: `edges.floor`, the hundredths above it up to 1, and the one in use; an edge counts from "
+        "its similarity down, and not at all where local features were compared and do not agree",
         schema=_schema(
-            ("threshold", pa.float64(), "cosine from which on two pictures are copies"),
-            ("num_edges", pa.int64(), "pairs; those that local features refused do not count"),
+            ("threshold", pa.float32(), "cosine from which on two pictures are copies"),
+            ("in_use", pa.bool_(), "it is `duplicates.threshold`"),
+            ("num_edges", pa.int64(), "edges that count"),
             ("num_components", pa.int64(), "components of two or more"),
             ("num_pictures", pa.int64(), "pictures in them"),
-            ("num_dropped", pa.int64(), "all of them but one a component"),
-            ("largest", pa.int64(), "pictures of the largest"),
-            ("in_use", pa.bool_(), "it is the threshold of the run"),
+            ("num_dropped", pa.int64(), "those that policy component would drop: all but one of each component"),
+            ("largest", pa.int64(), "pictures in the largest component; 0 where there is none"),
         ),
     ),
     Table(

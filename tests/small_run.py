@@ -207,6 +207,11 @@ def build(folder: Path) -> SmallRun:
     small.write("retrieval", 1_000_000, [owned])
     leak = {"image_id": SECOND + 1, "reference_id": 1, "via_id": SECOND + 1, "similarity": 0.7, "leaks": True}
     small.write("leaks", 1_000_000, [leak])
+    small.write("component_sizes", 0, [{"size": 1, "num_components": 5}, {"size": 2, "num_components": 1}])
+    sweep = [(0.55, 2, 1, 3, 2, 3), (0.6, 1, 1, 2, 1, 2), (0.8, 0, 0, 0, 0, 1), (1.0, 0, 0, 0, 0, 1)]
+    names = ("threshold", "num_edges", "num_components", "num_pictures", "num_dropped", "largest")
+    rows = [dict(zip(names, row, strict=True)) | {"in_use": row[0] == 0.6} for row in sweep]
+    small.write("component_sweep", 0, rows)
     small.write("url_duplicates", 0, [{"image_id": SECOND + 4, "first_id": FIRST}])
     state = {
         "recipe": "small", "pool": str(small.pool), "folders": {}, "truth": None, "parts": {},

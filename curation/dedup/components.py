@@ -2,12 +2,14 @@
 
 ``component`` keeps one picture of each connected component, as DINOv2 does (arXiv:2304.07193, appendix A.3). ``star``
 keeps every picture that is no copy of a kept one, so that a chain of copies does not swallow what is not alike.
+
+Parts of ``edges`` are read one at a time, and no edge is held but with policy ``star``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -15,14 +17,17 @@ from pydantic import Field
 
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.edges import EdgesConfig, checked_threshold, is_copy
-from curation.dedup.groups import ranks_of, representatives, stars
 from curation.dedup.near import rows_at
-from curation.dedup.unionfind import UnionFind
+from curation.dedup.representatives import Election, Stars, picture_sizes, ranks_of
+from curation.dedup.sweep import Sweep, grid
+from curation.dedup.unionfind import Numbers, UnionFind
 from curation.schema import TABLES, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 from training.config import EXECUTION, Config
 
 Policy = Literal["component", "star"]
+Counts = Callable[[pa.Table], np.ndarray]  # which edges count, bool [E]
+FEW = 20  # a component of fewer is never told: in a small pool some copies of one picture are a large share
 
 
 class DuplicatesConfig(Config):
@@ -30,9 +35,11 @@ class DuplicatesConfig(Config):
 
     threshold: float | None = Field(None, gt=-1, lt=1)  # None = the descriptor's
     policy: Policy = "component"
-    # A larger component is told at the end of a run: it hints at a threshold that is too low.
+    # A larger component is told at the end of the stage: it hints at a threshold that is too low.
     max_component: int = Field(1000, ge=2, json_schema_extra=EXECUTION, description="pictures")
-    max_share: float = Field(0.01, gt=0, le=1, json_schema_extra=EXECUTION, description="of what near kept")
+    max_share: float = Field(
+        0.01, gt=0, le=1, json_schema_extra=EXECUTION, description="of what near kept; of 20 pictures at least"
+    )
 
     def resolved_threshold(self, descriptor: DescriptorConfig, edges: EdgesConfig) -> float:
         """The threshold in use.
@@ -44,120 +51,151 @@ class DuplicatesConfig(Config):
         return checked_threshold("duplicates.threshold", value, edges.floors(descriptor)[0], "floor")
 
 
-# --- pure functions -------------------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------------------------
 
 
-def component_sizes(component: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sizes that components of two or more have, ascending, and how many components have each, int64.
+class Chunk(NamedTuple):
+    """Some edges between different pictures, all of which count."""
 
-    Args:
-        component: number of the component of each node, int64 [N].
-    """
-    _, size = np.unique(component, return_counts=True)
-    sizes, num = np.unique(size[size > 1], return_counts=True)
-    return sizes.astype(np.int64), num.astype(np.int64)
+    a: np.ndarray  # int64 [E], image_id; uint32 once numbered
+    b: np.ndarray  # the same
+    similarity: np.ndarray  # float32 [E]
 
 
-def sweep_thresholds(floor: float, in_use: float) -> np.ndarray:
-    """The floor, every hundredth above it up to 1, and the threshold in use, float64 [T], ascending."""
-    hundredths = np.arange(int(np.floor(floor * 100)) + 1, 101) / 100
-    return np.unique(np.round([floor, in_use, *hundredths], 6))
+def chunks_of(io: TaskIO, num_parts: int, counts: Counts) -> Iterator[Chunk]:
+    """The edges that count, one part of ``edges`` after the other."""
+    for index in range(num_parts):
+        edges = io.read(io.part("edges", index))
+        a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
+        at = np.flatnonzero(counts(edges) & (a != b))
+        yield Chunk(a[at], b[at], edges["similarity"].to_numpy()[at])
+
+
+class NumberedEdges:
+    """Edges that count, with numbers in place of ids: parts are read once for the numbers, and once for each look."""
+
+    def __init__(
+        self,
+        io: TaskIO,
+        *,
+        shards: list[int],
+        shard_rows: int,
+        num_parts: int,
+        counts: Counts,
+    ) -> None:
+        self._read: tuple[TaskIO, int, Counts] = (io, num_parts, counts)
+        self.numbers = Numbers(shards, shard_rows)
+        for chunk in chunks_of(*self._read):
+            self.numbers.see(chunk.a)
+            self.numbers.see(chunk.b)
+        self.numbers.close()
+
+    def __iter__(self) -> Iterator[Chunk]:
+        for chunk in chunks_of(*self._read):
+            yield Chunk(self.numbers.of(chunk.a), self.numbers.of(chunk.b), chunk.similarity)
 
 
 # --- tasks ----------------------------------------------------------------------------------------------------------
 
 
-class _Edges:
-    """Edges of a run, part by part, their ends as positions among the pictures that have any, int32.
-
-    Holds 8 bytes for each such picture, and one part at a time.
-    """
-
-    def __init__(self, io: TaskIO, num_parts: int, threshold: float) -> None:
-        self._io, self._num_parts, self._threshold = io, num_parts, threshold
-        self.ids = np.empty(0, np.int64)
-        for a, b, _ in self._parts():
-            self.ids = np.union1d(self.ids, np.concatenate([a, b]))
-
-    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for a, b, similarity in self._parts():
-            yield *(np.searchsorted(self.ids, end).astype(np.int32) for end in (a, b)), similarity  # type: ignore[misc]
-
-    def _parts(self) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        for index in range(self._num_parts):
-            edges = self._io.read(self._io.part("edges", index))
-            edges = edges.filter(pa.array(is_copy(edges, self._threshold)))
-            yield edges["a"].to_numpy(), edges["b"].to_numpy(), edges["similarity"].to_numpy()
-
-
 def components_of_edges(
-    io: TaskIO, *, shards: list[int], num_parts: int, threshold: float, policy: Policy
+    io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int, threshold: float, policy: Policy
 ) -> tuple[pa.Table, pa.Table]:
-    """The tables ``components`` and ``component_sizes``.
+    """The tables ``components`` and ``component_sizes`` from all parts of ``edges``.
 
-    Edges are read twice, part by part. Policy ``component`` holds 16 bytes for each picture that has one, ``star`` 8
-    more for each edge; then both hold what ranks the pictures (``ranks_of``).
+    Memory: 4 bytes for each picture in a counted edge while components are found, and 0.2 for each row of the pool;
+    with representatives and the table, whose row has 28 bytes, about 60 a picture, 140 with policy ``star``.
     """
-    edges = _Edges(io, num_parts, threshold)
-    ids = edges.ids
-    graph, best = UnionFind(len(ids)), np.full(len(ids), -1, np.float32)
-    held: list[tuple[np.ndarray, np.ndarray]] = [(np.empty(0, np.int32), np.empty(0, np.int32))]
-    for a, b, similarity in edges:
-        graph.add(a, b)
-        for end in (a, b):
-            np.maximum.at(best, end, similarity)
-        if policy == "star":
-            held.append((a, b))
-    component = graph.labels().astype(np.int64)
-    rank, _ = ranks_of(io, ids, shards)
-    if policy == "star":
-        representative = stars(rank, *(np.concatenate(column) for column in zip(*held, strict=True)))
-    else:
-        representative = representatives(component, rank)
-    columns = [ids, ids[component], ids[representative], best]
-    return (
-        pa.table(columns, schema=TABLES["components"].schema),
-        pa.table(list(component_sizes(component)), schema=TABLES["component_sizes"].schema),
+    from curation.dedup.unionloops import number_components, raise_to
+
+    edges = NumberedEdges(
+        io, shards=shards, shard_rows=shard_rows, num_parts=num_parts, counts=lambda table: is_copy(table, threshold)
     )
+    numbers = edges.numbers
+    union, highest = UnionFind(len(numbers)), np.full(len(numbers), -1, np.float32)
+    for chunk in edges:
+        union.add(chunk.a, chunk.b)
+        raise_to(highest, *chunk)
+    component = union.labels()
+    leasts = np.flatnonzero(component == np.arange(len(component), dtype=np.uint32)).astype(np.uint32)
+    number_components(component)
+    ids = numbers.ids()
+    kept = _elected(io, numbers, component, len(leasts)) if policy == "component" else _centres(io, edges, ids)
+    columns = [ids, ids[leasts][component], ids[kept], highest]
+    table = pa.table([pa.array(column) for column in columns], schema=TABLES["components"].schema)
+    num_kept = sum(_num_kept(io, shard) for shard in shards)
+    return table, sizes_table(np.bincount(component), num_kept)
 
 
-def sweep_of_edges(io: TaskIO, *, num_parts: int, floor: float, threshold: float) -> pa.Table:
-    """The table ``component_sweep``: components at every threshold, from one pass that adds edges from the highest on.
+def _elected(io: TaskIO, numbers: Numbers, component: np.ndarray, num_components: int) -> np.ndarray:
+    """Node of the best picture of each node's component, uint32 [N]."""
+    election = Election(num_components)
+    for place, shard in enumerate(numbers.shards.tolist()):
+        first, ids = numbers.of_shard(place)
+        if len(ids):
+            pixels, num_bytes, sha256 = picture_sizes(io, shard, ids)
+            group = component[first : first + len(ids)]
+            election.add(group, first, pixels=pixels, num_bytes=num_bytes, sha256=sha256)
+    return np.asarray(election.node[component])
 
-    Holds 9 bytes an edge and 16 for each picture that has one.
+
+def _centres(io: TaskIO, edges: NumberedEdges, ids: np.ndarray) -> np.ndarray:
+    """Node of the centre of each node's star, uint32 [N]."""
+    rank, _ = ranks_of(io, ids, edges.numbers.shards.tolist())
+    found = Stars(len(rank))
+    for chunk in edges:
+        found.count(chunk.a, chunk.b)
+    for chunk in edges:
+        found.list(chunk.a, chunk.b)
+    return found.centres(rank)
+
+
+def _num_kept(io: TaskIO, shard: int) -> int:
+    """Pictures of a shard that near left."""
+    return int(np.count_nonzero(io.read(io.part("near", shard), ["keep"])["keep"].to_numpy()))
+
+
+def sizes_table(sizes: np.ndarray, num_pictures: int) -> pa.Table:
+    """The table ``component_sizes``.
+
+    Args:
+        sizes: of each component of two or more, int64 [C].
+        num_pictures: of the pool, in a component or not.
     """
-    edges = _Edges(io, num_parts, floor)
-    thresholds = sweep_thresholds(floor, threshold)
-    limits = thresholds.astype(np.float32)
-    steps = [(np.searchsorted(limits, s, "right").astype(np.uint8), a, b) for a, b, s in edges]
-    nothing = (np.empty(0, np.uint8), np.empty(0, np.int32), np.empty(0, np.int32))
-    step, a, b = (np.concatenate(column) for column in zip(nothing, *steps, strict=True))
-    graph, num_edges, rows = UnionFind(len(edges.ids), counts=True), 0, []
-    for place in range(len(thresholds), 0, -1):
-        mine = step == place
-        graph.add(a[mine], b[mine])
-        num_edges += int(mine.sum())
-        tally = graph.tally()
-        dropped = tally.num_nodes - tally.num_components
-        at = thresholds[place - 1]
-        in_use = bool(at == round(threshold, 6))
-        rows.append((at, num_edges, tally.num_components, tally.num_nodes, dropped, tally.largest, in_use))
-    columns = [pa.array(column) for column in zip(*reversed(rows), strict=True)]
-    schema = TABLES["component_sweep"].schema
-    return pa.table([column.cast(kind) for column, kind in zip(columns, schema.types, strict=True)], schema=schema)
+    size, num = np.unique(sizes, return_counts=True)
+    num_alone = num_pictures - int(sizes.sum())
+    if num_alone:
+        size, num = np.concatenate([[1], size]), np.concatenate([[num_alone], num])
+    return pa.table([pa.array(size, pa.int64()), pa.array(num, pa.int64())], schema=TABLES["component_sizes"].schema)
+
+
+def sweep_of_edges(
+    io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int, thresholds: list[float], in_use: float
+) -> pa.Table:
+    """The table ``component_sweep`` from all parts of ``edges``; about 60 bytes for each picture in an edge."""
+    edges = NumberedEdges(io, shards=shards, shard_rows=shard_rows, num_parts=num_parts, counts=not_refuted)
+    sweep = Sweep(len(edges.numbers), thresholds)
+    for chunk in edges:
+        sweep.add(*chunk)
+    return sweep.table(in_use)
+
+
+def not_refuted(edges: pa.Table) -> np.ndarray:
+    """Which edges local features agree on, or were not asked about, bool [E]."""
+    return np.asarray(edges["verified"].fill_null(True).to_numpy(), bool)
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
 class Components(GlobalStage):
-    """Who is a copy of whom."""
+    """Who is a copy of whom, and what other thresholds would say."""
 
     name = "components"
     section = "duplicates"
-    reads = ("edges", "near", "hashes", "images")
-    writes = ("components", "component_sizes", "component_sweep")
     version = 2
+    reads = ("edges", "near", "hashes", "images")
+    writes: ClassVar[tuple[str, ...]] = ("components", "component_sizes", "component_sweep")
     config: DuplicatesConfig
 
     def __init__(self, config: DuplicatesConfig, descriptor: DescriptorConfig, edges: EdgesConfig) -> None:
@@ -171,40 +209,38 @@ class Components(GlobalStage):
         return {**super().fingerprint_values(), "threshold": self.threshold}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
-        """One task over all edges, and one that sweeps the threshold over them."""
+        """Two tasks over all edges."""
         shards = context.shards("pool")
+        rows = [row["shard_rows"] for row in context.sources().to_pylist() if row["role"] == "pool"]
         edges = tuple(context.part("edges", index) for index in range(self.num_parts))
-        pictures = tuple(context.part(table, shard) for table in ("near", "hashes", "images") for shard in shards)
-        args = {"shards": shards, "threshold": self.threshold, "policy": self.config.policy}
-        map(
-            [
-                Task(
-                    function=components_of_edges,
-                    args={**args, "num_parts": self.num_parts},
-                    reads=edges + pictures,
-                    writes=context.part("components", 0),
-                    also=(context.part("component_sizes", 0),),
-                ),
-                Task(
-                    function=sweep_of_edges,
-                    args={"num_parts": self.num_parts, "floor": self.floor, "threshold": self.threshold},
-                    reads=edges,
-                    writes=context.part("component_sweep", 0),
-                ),
-            ]
+        facts = tuple(context.part(table, shard) for table in ("near", "hashes", "images") for shard in shards)
+        common: dict[str, Any] = {"shards": shards, "shard_rows": max(rows, default=1), "num_parts": self.num_parts}
+        components = Task(
+            function=components_of_edges,
+            args={**common, "threshold": self.threshold, "policy": self.config.policy},
+            reads=(*edges, *facts),
+            writes=context.part("components", 0),
+            also=(context.part("component_sizes", 0),),
         )
+        sweep = Task(
+            function=sweep_of_edges,
+            args={**common, "thresholds": grid(self.floor, self.threshold), "in_use": self.threshold},
+            reads=edges,
+            writes=context.part("component_sweep", 0),
+        )
+        map([components, sweep])
 
     def told(self, context: Context) -> Iterator[str]:
-        """Whether the largest component is too large."""
-        sizes = context.read(context.part("component_sizes", 0), ["size"])["size"].to_pylist()
-        largest = max(sizes, default=1)
-        num_pictures = sum(context.num_rows(context.part("near", shard)) for shard in context.shards("pool"))
-        most = min(self.config.max_component, max(2, int(self.config.max_share * num_pictures)))
-        if largest > most:
+        """Whether a component is larger than copies of one picture would make it."""
+        table = context.read(context.part("component_sizes", 0))
+        size, num = table["size"].to_numpy(), table["num_components"].to_numpy()
+        largest, num_pictures = int(size.max(initial=0)), int((size * num).sum())
+        if largest > self.config.max_component or largest > max(FEW - 1, self.config.max_share * num_pictures):
+            star = "" if self.config.policy == "star" else ", or set duplicates.policy=star"
             yield (
-                f"duplicates: the largest component holds {largest:,} pictures of {num_pictures:,} (alarm above "
-                f"{most:,}); raise duplicates.threshold above {self.threshold:g} (lvd sql component_sweep tells what "
-                "each would do), or set duplicates.policy=star"
+                f"duplicates: the largest component holds {largest:,} of {num_pictures:,} pictures (alarm above "
+                f"{self.config.max_component:,} or {self.config.max_share:.1%}): raise duplicates.threshold above "
+                f"{self.threshold:g}{star}; `lvd sql component_sweep` tells what other thresholds would do"
             )
 
 
@@ -231,12 +267,13 @@ class Duplicates(ShardStage):
         """One row for each picture that near kept."""
         ids = io.rows["image_id"].to_numpy()
         table = io.read(io.part("components", 0), within=("image_id", *id_range(shard, shard)))
-        place = rows_at(ids, table["image_id"].to_numpy())
+        mine = np.flatnonzero(np.isin(table["image_id"].to_numpy(), ids))
+        place = rows_at(ids, table["image_id"].to_numpy()[mine])
         component, representative = ids.copy(), ids.copy()
-        component[place] = table["component_id"].to_numpy()
-        representative[place] = table["representative_id"].to_numpy()
+        component[place] = table["component_id"].to_numpy()[mine]
+        representative[place] = table["representative_id"].to_numpy()[mine]
         score = np.full(len(ids), np.nan, np.float32)
-        score[place] = table["similarity"].to_numpy()
+        score[place] = table["similarity"].to_numpy()[mine]
         threshold = np.where(np.isnan(score), np.nan, np.float32(self.threshold)).astype(np.float32)
         verdict = verdict_table(
             "duplicates",

@@ -1,4 +1,4 @@
-"""Groups of pictures: connected components, stars, and which picture stands for a group.
+"""Groups of nearly equal pictures, and which picture stands for a group.
 
 A chain of small steps joins pictures that are not alike, so near-duplicates are grouped as stars: pictures are taken in
 the order of representatives, each one not yet taken becomes a centre and takes what lies within the radius of itself.
@@ -15,81 +15,12 @@ import pyarrow as pa
 
 from curation.dedup.near import NearConfig, blocked_distance, parse_hashes, rows_at
 from curation.dedup.near_codes import codes_of
+from curation.dedup.representatives import ranks_of, representatives, stars
 from curation.dedup.unionfind import connected_components
 from curation.schema import TABLES, Part, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 
 # --- pure functions -------------------------------------------------------------------------------------------------
-
-
-def representative_rank(ids: np.ndarray, pixels: np.ndarray, num_bytes: np.ndarray, sha256: np.ndarray) -> np.ndarray:
-    """Rank of each picture as a representative, 0 the best: most pixels, most bytes, least sha256, least id.
-
-    Args:
-        ids: int64 [N].
-        pixels: width times height, int64 [N].
-        num_bytes: of the stored file, int64 [N].
-        sha256: hex, str [N].
-    """
-    order = np.lexsort((ids, sha256.astype(str), -num_bytes, -pixels))
-    rank = np.empty(len(ids), np.int64)
-    rank[order] = np.arange(len(ids))
-    return rank
-
-
-def representatives(group: np.ndarray, rank: np.ndarray) -> np.ndarray:
-    """Position of the best-ranked member of each node's group, int64 [N].
-
-    Args:
-        group: number of the group of each node, int64 [N], within 0 to N - 1.
-        rank: distinct ranks, int64 [N], within 0 to N - 1.
-    """
-    best = np.full(len(group), len(group), np.int64)
-    np.minimum.at(best, group, rank)
-    return np.asarray(np.argsort(rank, kind="stable")[best[group]])
-
-
-def stars(rank: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Centre of each node: greedy in the order of ranks, a free node becomes a centre and takes its free neighbours.
-
-    Computed in rounds over all edges at once, with the result of the greedy loop: a node is a centre as soon as no
-    undecided neighbour ranks before it, and its neighbours are then taken; at the end each taken node belongs to the
-    best-ranked centre beside it.
-
-    Args:
-        rank: distinct ranks, int64 [N], within 0 to N - 1.
-        a: one end of each edge, int64 [E].
-        b: the other end.
-
-    Returns:
-        Node number of the centre, int64 [N]; itself for a centre.
-    """
-    num_nodes = len(rank)
-    node_of = np.argsort(rank, kind="stable")
-    apart = a != b
-    low = np.minimum(rank[a[apart]], rank[b[apart]])
-    high = np.maximum(rank[a[apart]], rank[b[apart]])
-    # From here on a node is its rank.
-    undecided = np.ones(num_nodes, bool)
-    centre = np.zeros(num_nodes, bool)
-    from_, to = low, high
-    while undecided.any():
-        waits = np.zeros(num_nodes, bool)
-        waits[to] = True
-        new = undecided & ~waits
-        centre |= new
-        undecided &= ~new
-        taken = to[new[from_]]
-        undecided[taken] = False
-        live = undecided[from_] & undecided[to]
-        from_, to = from_[live], to[live]
-    owner = np.where(centre, np.arange(num_nodes), num_nodes)
-    holds = centre[low] & ~centre[high]
-    np.minimum.at(owner, high[holds], low[holds])
-    # An edge from a taken node to a centre that ranks after it cannot take it; only the earlier centre does.
-    result = np.empty(num_nodes, np.int64)
-    result[node_of] = node_of[owner]
-    return result
 
 
 def near_groups(
@@ -123,31 +54,6 @@ def near_groups(
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-def picture_sizes(io: TaskIO, shard: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pixels (int64), num_bytes (int64) and sha256 (str) of pictures of one shard; ids ascending."""
-    hashes = io.read(io.part("hashes", shard), ["image_id", "sha256", "width_px", "height_px"])
-    at = pa.array(rows_at(hashes["image_id"].to_numpy(), ids))
-    width, height = (hashes[name].take(at).fill_null(0).to_numpy() for name in ("width_px", "height_px"))
-    sha256 = np.array(hashes["sha256"].take(at).to_pylist(), str)
-    images = io.read(io.part("images", shard), ["image_id", "num_bytes"])
-    at = pa.array(rows_at(images["image_id"].to_numpy(), ids))
-    num_bytes = images["num_bytes"].take(at).fill_null(0).to_numpy().astype(np.int64)
-    return width.astype(np.int64) * height.astype(np.int64), num_bytes, sha256
-
-
-def ranks_of(io: TaskIO, ids: np.ndarray, shards: list[int]) -> tuple[np.ndarray, np.ndarray]:
-    """Representative ranks (int64) and sha256 (str) of pictures of many shards, one shard at a time; ids ascending."""
-    shard_numbers = ids // 1_000_000
-    pixels, num_bytes, sha256 = [np.empty(0, np.int64)], [np.empty(0, np.int64)], [np.empty(0, "U64")]
-    for shard in shards:
-        mine = ids[shard_numbers == shard]
-        if len(mine):
-            for column, values in zip((pixels, num_bytes, sha256), picture_sizes(io, shard, mine), strict=True):
-                column.append(values)
-    names = np.concatenate(sha256)
-    return representative_rank(ids, np.concatenate(pixels), np.concatenate(num_bytes), names), names
-
-
 def ids_in_pairs(io: TaskIO, parts: Sequence[Part]) -> tuple[np.ndarray, int]:
     """Ids of all pictures that are in a pair, int64, ascending, and the number of pairs."""
     ids, fresh, num_fresh, num_pairs = np.empty(0, np.int64), [np.empty(0, np.int64)], 0, 0
@@ -164,8 +70,8 @@ def ids_in_pairs(io: TaskIO, parts: Sequence[Part]) -> tuple[np.ndarray, int]:
 def group_near_pairs(io: TaskIO, *, shards: list[int], num_parts: int) -> pa.Table:
     """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time.
 
-    Memory: 9 bytes a pair and 8 a picture that is in one are held. Beside them ranking takes about 800 a picture (names
-    as text), and components and stars about 80 a pair.
+    Memory: 9 bytes a pair and 8 a picture that is in one are held. Beside them ranking takes about 130 a picture, and
+    components and stars about 50 a pair.
     """
     parts = [io.part("near_pairs", index) for index in range(num_parts)]
     ids, num_pairs = ids_in_pairs(io, parts)

@@ -1,7 +1,7 @@
 """The page of a run: one file that needs no network and no script.
 
-Funnel, what ended the lines, what the set is made of, hosts, clusters, and pictures: chosen ones, and dropped ones for
-each reason beside what they were held against.
+Funnel, what ended the lines, what the set is made of, copies, hosts, clusters, and pictures: chosen ones, and dropped
+ones for each reason beside what they were held against.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from curation.query import run_sql
-from pipelines.report.curves import STYLE, curve, curves
+from pipelines.report.copies import STYLE as STYLE_OF_COPIES
+from pipelines.report.copies import classes_of_sizes, sweep_svg, told_of_threshold
 from pipelines.report.funnel import FunnelRow, funnel
 from pipelines.report.retrieval import notes, query_sets, told
 from pipelines.report.thumbnails import ReadRange, Thumbnail, chosen, dropped
@@ -93,7 +94,7 @@ def page(connection: Any, read: ReadRange, *, num_pictures: int = _NUM_PICTURES)
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_headline(rows)}</title>\n<style>{_STYLE}{STYLE.lstrip()}</style>\n</head>\n<body>\n"
+        f"<title>{_headline(rows)}</title>\n<style>{_STYLE}{STYLE_OF_COPIES}</style>\n</head>\n<body>\n"
         + "\n".join(body)
         + "\n</body>\n</html>\n"
     )
@@ -206,18 +207,18 @@ def _query_sets(connection: Any) -> Iterator[str]:
 
 def _copies(connection: Any) -> Iterator[str]:
     rows = _dicts(connection, "component_sweep")
-    if not rows:
+    if len(rows) < 2:
         return
-    text = (
-        "What each threshold of the cosine would give, from the pairs that were found. Where the largest component "
-        "shoots up, chains have begun to join pictures that are not alike."
-    )
+    in_use = [told_of_threshold(row) for row in rows if row["in_use"]]
+    text = " ".join([*in_use, "The curves tell what other thresholds would do."])
     yield _heading("copies", "Copies", text)
-    marked = next((row["threshold"] for row in rows if row["in_use"]), None)
-    names = {"num_dropped": "pictures that policy component drops", "largest": "pictures in the largest component"}
-    yield curves(
-        [curve(name, [(row["threshold"], row[key]) for row in rows], marked=marked) for key, name in names.items()]
-    )
+    yield sweep_svg(rows)
+    sizes = classes_of_sizes(_dicts(connection, "component_sizes"))
+    if sizes:
+        most = max(share for *_, share in sizes)
+        body = [[name, f"{n:,}", f"{m:,}", f"{share:.2%}", _bar(share / most)] for name, n, m, share in sizes]
+        yield "<h3>Components at the threshold in use</h3>"
+        yield _table(["pictures in one", "components", "pictures", "of all", ""], body, numbers=(1, 2, 3))
 
 
 def _leakage(connection: Any) -> Iterator[str]:

@@ -74,6 +74,24 @@ def test_reports(exported: Any):
     assert len(run_sql(connection, "shortfall")) == 0
 
 
+def test_reports_of_components(small_run: Any):
+    connection = small_run.connect()
+    sizes = run_sql(connection, "component_sizes")
+    assert sizes.to_dict("list") == {
+        "size": [1, 2],
+        "num_components": [5, 1],
+        "num_pictures": [5, 2],
+        "share": [5 / 7, 2 / 7],
+    }
+    sweep = run_sql(connection, "component_sweep")
+    assert sweep.threshold.tolist() == pytest.approx([0.55, 0.6, 0.8, 1.0])
+    assert list(sweep.share_dropped) == [2 / 7, 1 / 7, 0, 0]
+    assert list(sweep.share_largest) == [3 / 7, 2 / 7, 1 / 7, 1 / 7]
+    assert sweep.threshold[sweep.in_use].tolist() == pytest.approx([0.6])
+    (small_run.run / "component_sizes" / "part-000000000.parquet").unlink()
+    assert list(run_sql(small_run.connect(), "component_sweep").share_dropped) == [0] * 4
+
+
 def test_reports_of_leakage(small_run: Any):
     small_run.match_a_test_picture()
     connection = small_run.connect()

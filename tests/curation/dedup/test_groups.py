@@ -7,17 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.dedup.groups import (
-    NearGroups,
-    connected_components,
-    ids_in_pairs,
-    near_groups,
-    representative_rank,
-    representatives,
-    stars,
-)
+from curation.dedup.groups import NearGroups, ids_in_pairs, near_groups
 from curation.dedup.near import NearConfig, NearPairs, near_pairs
 from curation.dedup.near_codes import NearCodes
+from curation.dedup.representatives import representative_rank, representatives, stars
+from curation.dedup.unionfind import connected_components
 from curation.schema import image_ids
 
 graphs = st.integers(1, 25).flatmap(

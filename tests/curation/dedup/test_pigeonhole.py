@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from curation.dedup.groups import connected_components
 from curation.dedup.near import hamming, near_pairs
 from curation.dedup.pigeonhole import (
     BLOCKS_IN_KEY,
@@ -19,6 +18,7 @@ from curation.dedup.pigeonhole import (
     keys_of,
     range_of,
 )
+from curation.dedup.unionfind import connected_components
 
 
 def flipped(codes: np.ndarray, num_flips: np.ndarray, draw: np.random.Generator) -> np.ndarray:

@@ -102,14 +102,15 @@ def vectors_in(io: Any, rows: dict[int, list[np.ndarray]]) -> None:
         io.put("hashes", shard, image_id=ids, sha256=names, width_px=sides, height_px=sides)
         io.put("images", shard, image_id=ids, num_bytes=[1] * len(ids))
         for verdict in ("safety", "near"):
-            io.put(verdict, shard, image_id=ids)
+            io.put(verdict, shard, image_id=ids, keep=[True] * len(ids))
             io.keep(verdict, shard, ids, names)
         table = vectors_table(
             pa.chunked_array([pa.array(ids)]), pa.chunked_array([pa.array(names)]), np.array(vectors).reshape(-1, 512)
         )
         io.tables[io.part("descriptors", shard)] = table
     ids = [shard // 1_000_000 for shard in rows if shard % 1_000_000 == 0]
-    io.put("sources", 0, source_id=ids, name=[f"set{i}" for i in ids])
+    roles = [io.roles[source * 1_000_000] for source in ids]
+    io.put("sources", 0, source_id=ids, name=[f"set{i}" for i in ids], role=roles, shard_rows=[10] * len(ids))
 
 
 def chain(io: Any) -> None:
@@ -161,7 +162,8 @@ def test_component_drops_the_chain_and_leaks_as_a_whole(memory_io: Any) -> None:
     assert components["image_id"].to_pylist() == [0, S1, S1 + 1]
     assert components["component_id"].to_pylist() == [0, 0, 0]
     assert components["representative_id"].to_pylist() == [0, 0, 0]
-    assert memory_io.tables[memory_io.part("component_sizes", 0)].to_pylist() == [{"size": 3, "num_components": 1}]
+    sizes = memory_io.tables[memory_io.part("component_sizes", 0)]
+    assert sizes.to_pylist() == [{"size": 1, "num_components": 4}, {"size": 3, "num_components": 1}]
 
 
 def test_the_sweep_tells_what_each_threshold_makes(memory_io: Any) -> None:
@@ -183,19 +185,18 @@ def test_the_sweep_tells_what_each_threshold_makes(memory_io: Any) -> None:
             ends = (np.searchsorted(ids, high[end].to_numpy()) for end in ("a", "b"))
             _, sizes = np.unique(connected_components(len(ids), *ends), return_counts=True)
             expected = (len(high), len(sizes), len(ids), len(ids) - len(sizes), max(sizes, default=0))
-            assert tuple(row.values())[1:6] == ((0, 0, 0, 0, 0) if refused else expected)
-            assert row["in_use"] == (row["threshold"] == 0.6)
+            assert tuple(row.values())[2:] == ((0, 0, 0, 0, 0) if refused else expected)
 
 
 def test_a_large_component_is_told(memory_io: Any) -> None:
     chain(memory_io)
-    for config in (DuplicatesConfig(max_component=2), DuplicatesConfig(max_share=0.5)):
+    for config in (DuplicatesConfig(max_component=2), DuplicatesConfig(max_share=0.3)):  # three are too few for a share
         stage = Components(config, DESCRIPTOR, EDGES)
         stage.run(memory_io, memory_io.map)
         assert not list(Components(DuplicatesConfig(max_share=1), DESCRIPTOR, EDGES).told(memory_io))
         told = list(stage.told(memory_io))
         assert len(told) == (config.max_component == 2)
-        assert all(line.startswith("duplicates: the largest component holds 3 pictures of 7") for line in told)
+        assert all(line.startswith("duplicates: the largest component holds 3 of 7 pictures") for line in told)
 
 
 def test_star_keeps_the_end_of_a_chain_and_direct_looks_at_own_edges(memory_io: Any) -> None:

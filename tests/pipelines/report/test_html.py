@@ -44,27 +44,11 @@ def test_page_is_whole_and_needs_nothing_else(small_run: Any, tmp_path: Path):
         "dogs",
         "flowers",
         "Benchmarks",
+        "Two pictures are copies from 0.6 on. Pairs: 1;",
+        "in use: 0.6",
     ):
         assert word in text
     assert len(re.findall(r'src="data:image/jpeg;base64,', text)) >= 6 + 4  # the set, and what was dropped
-
-
-def test_thresholds_are_drawn_and_the_one_in_use_is_marked(small_run: Any, tmp_path: Path):
-    assert "<polyline" not in written(small_run, tmp_path / "report.html")
-    counts = {"num_edges": 3, "num_components": 1, "num_pictures": 3}
-    rows = [
-        {"threshold": t, "in_use": t == 0.6, **counts, "num_dropped": n, "largest": 2 * n}
-        for t, n in [(0.6, 1_200), (1.0, 0), (0.5, 5_000)]
-    ]
-    small_run.write("component_sweep", 0, rows)
-    text = written(small_run, tmp_path / "report.html")
-    parser = Balance()
-    parser.feed(text)
-    assert parser.open == []
-    assert text.count("<polyline") == 2
-    for words in ("in use, 0.6: 1,200", "in use, 0.6: 2,400", "up to 5,000", "up to 10,000"):
-        assert words in text
-    assert text.count('class="mark"') == 2
 
 
 def test_the_same_run_gives_the_same_page(small_run: Any, tmp_path: Path):
