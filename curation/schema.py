@@ -465,11 +465,26 @@ _TABLES = (
         row_group_rows=1024,  # it is read by lists
     ),
     Table(
+        name="edge_proposals",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one pair that is to be verified, a < b; part = inverted list that met it; gone when edges stand",
+        schema=_schema(
+            ("list", pa.int32(), "at which `a` is at home"),
+            ("a", pa.int64(), "image_id"),
+            ("b", pa.int64(), "image_id"),
+            ("similarity", pa.float32(), "cosine, exact fp32"),
+        ),
+        row_group_rows=4096,  # it is read by lists
+    ),
+    Table(
         name="edges",
         root="run",
         kind="output",
         parts="task",
-        row="one pair of pool pictures from `edges.floor` on, a < b; part = inverted list",
+        row="one pair of pool pictures from `edges.floor` on, and below it where local features agree, a < b; "
+        "part = inverted list",
         schema=_schema(
             ("a", pa.int64(), "image_id"),
             ("b", pa.int64(), "image_id"),
@@ -536,7 +551,7 @@ _TABLES = (
         kind="output",
         parts="task",
         row="one pair of a picture (of the pool, or of a set that is taken as it is) and a benchmark picture, from "
-        "`edges.reference_floor` on; part = inverted list",
+        "`edges.reference_floor` on, and below it where local features agree; part = inverted list",
         schema=_schema(
             ("image_id", pa.int64(), "picture of the pool or of an as-is set"),
             ("reference_id", pa.int64(), "benchmark picture"),
@@ -939,7 +954,7 @@ TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 # Their vectors have the length that the model gives; the schema above holds a nominal one.
 VECTOR_TABLES = ("descriptors", "embeddings")
 # In a run only while a stage is under way. They hold vectors, so they go with a takedown.
-UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids", "semantic_vectors", "edge_vectors")
+UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids", "semantic_vectors", "edge_vectors", "edge_proposals")
 # Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
 LOGS = ("fetch_log",)
 

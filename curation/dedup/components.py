@@ -27,6 +27,7 @@ from training.config import EXECUTION, Config
 
 Policy = Literal["component", "star"]
 Counts = Callable[[pa.Table], np.ndarray]  # which edges count, bool [E]
+Strength = Callable[[pa.Table], np.ndarray]  # up to which threshold an edge counts, float32 [E]
 FEW = 20  # a component of fewer is never told: in a small pool some copies of one picture are a large share
 
 
@@ -62,13 +63,18 @@ class Chunk(NamedTuple):
     similarity: np.ndarray  # float32 [E]
 
 
-def chunks_of(io: TaskIO, num_parts: int, counts: Counts) -> Iterator[Chunk]:
+def cosine(edges: pa.Table) -> np.ndarray:
+    """Similarity of each edge, float32 [E]."""
+    return np.asarray(edges["similarity"].to_numpy())
+
+
+def chunks_of(io: TaskIO, num_parts: int, counts: Counts, strength: Strength = cosine) -> Iterator[Chunk]:
     """The edges that count, one part of ``edges`` after the other."""
     for index in range(num_parts):
         edges = io.read(io.part("edges", index))
         a, b = edges["a"].to_numpy(), edges["b"].to_numpy()
         at = np.flatnonzero(counts(edges) & (a != b))
-        yield Chunk(a[at], b[at], edges["similarity"].to_numpy()[at])
+        yield Chunk(a[at], b[at], strength(edges)[at])
 
 
 class NumberedEdges:
@@ -82,8 +88,9 @@ class NumberedEdges:
         shard_rows: int,
         num_parts: int,
         counts: Counts,
+        strength: Strength = cosine,
     ) -> None:
-        self._read: tuple[TaskIO, int, Counts] = (io, num_parts, counts)
+        self._read: tuple[TaskIO, int, Counts, Strength] = (io, num_parts, counts, strength)
         self.numbers = Numbers(shards, shard_rows)
         for chunk in chunks_of(*self._read):
             self.numbers.see(chunk.a)
@@ -173,11 +180,18 @@ def sweep_of_edges(
     io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int, thresholds: list[float], in_use: float
 ) -> pa.Table:
     """The table ``component_sweep`` from all parts of ``edges``; about 60 bytes for each picture in an edge."""
-    edges = NumberedEdges(io, shards=shards, shard_rows=shard_rows, num_parts=num_parts, counts=not_refuted)
+    common: dict[str, Any] = {"shards": shards, "shard_rows": shard_rows, "num_parts": num_parts}
+    edges = NumberedEdges(io, **common, counts=not_refuted, strength=up_to_which_it_counts)
     sweep = Sweep(len(edges.numbers), thresholds)
     for chunk in edges:
         sweep.add(*chunk)
     return sweep.table(in_use)
+
+
+def up_to_which_it_counts(edges: pa.Table) -> np.ndarray:
+    """Highest threshold at which each edge joins copies, float32 [E]: any, where local features agree."""
+    agree = edges["verified"].fill_null(False).to_numpy()
+    return np.asarray(np.where(agree, np.float32(1), cosine(edges)), np.float32)
 
 
 def not_refuted(edges: pa.Table) -> np.ndarray:

@@ -45,7 +45,7 @@ def table_to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
 # A whitening of a few pictures tells nothing apart: small pools are topped up.
 MIN_FIT_PICTURES = 800
 _CROP_PX = 128
-_PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
+PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 
 
 def read_small(io: TaskIO, place: dict[str, Any]) -> np.ndarray:
@@ -86,7 +86,7 @@ def sample_of(io: TaskIO, shards: list[int], num_pictures: int) -> list[dict[str
     best: dict[str, dict[str, Any]] = {}
     for shard in shards:
         hashes = io.read(io.part("hashes", shard), ["image_id", "sha256", "ok"])
-        places = io.read(io.part("detections", shard), _PLACE)
+        places = io.read(io.part("detections", shard), PLACE)
         ok = hashes.filter(hashes["ok"])
         at = rows_at(places["image_id"].to_numpy(), ok["image_id"].to_numpy())
         rows = zip(ok["sha256"].to_pylist(), places.take(pa.array(at)).to_pylist(), strict=True)
@@ -220,7 +220,7 @@ class Describe(ShardStage):
         if self._model is None:
             self._model = open_descriptor(self.config, table_to_arrays(io.table("fit_descriptor")))
         rows = io.rows
-        table = io.table("detections", _PLACE)
+        table = io.table("detections", PLACE)
         at = rows_at(table["image_id"].to_numpy(), rows["image_id"].to_numpy())
         vectors = np.zeros((rows.num_rows, self._model.dim), np.float32)
         for row, place in enumerate(table.take(pa.array(at)).to_pylist()):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -11,8 +11,10 @@ from pydantic import Field, model_validator
 
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_of
-from curation.dedup.join import Members, assign, fit_centroids, join_list, join_references
+from curation.dedup.geometric import MIN_PLACES
+from curation.dedup.join import Members, assign, fit_centroids, join_list, join_references, nearest_in_list
 from curation.dedup.near import rows_at
+from curation.dedup.verification import Gallery, verify
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Part
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
 from training.config import Config, ConfigError
@@ -37,6 +39,13 @@ class EdgesConfig(Config):
     fit_pictures: int = Field(20_000, ge=1)  # sample of the quantiser
     fit_shards: int = Field(64, ge=1)
     fit_seed: int = 0
+    verify: Literal["none", "sift"] = Field(
+        "none", description="sift: local features of two pictures decide whether they are copies, not their cosine"
+    )
+    # Of 64 nearest that are verified, 94.6 % of all edits are found; of 20, 93.9 %; by the cosine alone, 87 %.
+    verify_nearest: int = Field(64, ge=0, description="below the floor: of a picture, so many nearest are verified")
+    verify_floor: float = Field(0.1, gt=-1, lt=1, description="cosine that these have at least")
+    min_places: int = Field(MIN_PLACES, ge=4, description="that agree in two copies")
 
     @model_validator(mode="after")
     def _enough_pictures(self) -> EdgesConfig:
@@ -85,7 +94,7 @@ def is_copy(edges: pa.Table, threshold: float) -> np.ndarray:
     return np.asarray(np.where(verified.is_null().to_numpy(), high, agree), bool)
 
 
-def _unverified(columns: tuple[np.ndarray, ...], table: str) -> pa.Table:
+def _not_verified(columns: tuple[np.ndarray, ...], table: str) -> pa.Table:
     """Rows of ``edges`` or ``reference_edges`` whose pictures were not compared."""
     return pa.table([*columns, pa.nulls(len(columns[0]), pa.bool_())], schema=TABLES[table].schema)
 
@@ -175,20 +184,102 @@ def members_of_list(io: TaskIO, *, pieces: list[int], list_number: int) -> Membe
 
 
 def edges_of_list(io: TaskIO, *, pieces: list[int], list_number: int, floor: float) -> pa.Table:
-    """One part of ``edges``."""
+    """One part of ``edges`` that nobody verifies."""
     members = members_of_list(io, pieces=pieces, list_number=list_number)
-    return _unverified(join_list(members, list_number, floor), "edges")
+    return _not_verified(join_list(members, list_number, floor), "edges")
+
+
+def proposals_of_list(
+    io: TaskIO, *, pieces: list[int], list_number: int, floor: float, verify_floor: float, num_nearest: int
+) -> pa.Table:
+    """One part of ``edge_proposals``: pairs from the floor on, and the nearest of the pictures at home in the list.
+
+    Args:
+        io: of the task.
+        pieces: parts of ``edge_vectors``.
+        list_number: of the list.
+        floor: cosine from which on all pairs are proposed.
+        verify_floor: cosine that the nearest have at least.
+        num_nearest: of each picture.
+    """
+    members = members_of_list(io, pieces=pieces, list_number=list_number)
+    a, b, similarity = join_list(members, list_number, floor)
+    near = nearest_in_list(members, members, list_number, floor=verify_floor, num_nearest=num_nearest)
+    low = near.similarity < np.float32(floor)
+    left, right = members.ids[near.home[low]], members.ids[near.other[low]]
+    a = np.concatenate([a, np.minimum(left, right)])
+    b = np.concatenate([b, np.maximum(left, right)])
+    similarity = np.concatenate([similarity, near.similarity[low]])
+    order = np.argsort(members.ids)
+    home = members.home[order[np.searchsorted(members.ids, a, sorter=order)]]
+    rows = np.lexsort((b, a, home))
+    columns = (home, a, b, similarity)
+    return pa.table([pa.array(column[rows]) for column in columns], schema=TABLES["edge_proposals"].schema)
+
+
+def verified_edges_of_list(
+    io: TaskIO, *, parts: list[int], list_number: int, floor: float, min_places: int
+) -> pa.Table:
+    """One part of ``edges``: the proposals whose lower picture is at home in the list, each verified once.
+
+    Below the floor only copies are stored.
+    """
+    within = ("list", list_number, list_number + 1)
+    tables = [io.read(io.part("edge_proposals", part), within=within) for part in parts]
+    rows = pa.concat_tables(tables)
+    a, b, similarity = (rows[name].to_numpy() for name in ("a", "b", "similarity"))
+    order = np.lexsort((b, a))
+    first = (np.diff(a[order], prepend=-1) != 0) | (np.diff(b[order], prepend=-1) != 0)
+    order = order[first]
+    return _verified(io, (a[order], b[order], similarity[order]), "edges", floor=floor, min_places=min_places)
+
+
+def _verified(
+    io: TaskIO, pairs: tuple[np.ndarray, np.ndarray, np.ndarray], table: str, *, floor: float, min_places: int
+) -> pa.Table:
+    """Rows of ``edges`` or ``reference_edges`` whose pictures were compared; below the floor only copies."""
+    a, b, similarity = pairs
+    agree = verify(Gallery(io, np.concatenate([a, b])), a, b, min_places=min_places)
+    kept = (similarity >= np.float32(floor)) | agree.fill_null(False).to_numpy(zero_copy_only=False)
+    rows = pa.table([a, b, similarity, agree], schema=TABLES[table].schema)
+    return rows.filter(pa.array(kept))
 
 
 def reference_edges_of_list(
-    io: TaskIO, *, pieces: list[int], reference_pieces: list[int], list_number: int, floor: float
+    io: TaskIO,
+    *,
+    pieces: list[int],
+    reference_pieces: list[int],
+    list_number: int,
+    floor: float,
+    verify: dict[str, Any] | None = None,
 ) -> pa.Table:
-    """One part of ``reference_edges``."""
+    """One part of ``reference_edges``.
+
+    Args:
+        io: of the task.
+        pieces: parts of ``edge_vectors`` of the pool and of as-is sets.
+        reference_pieces: parts of ``edge_vectors`` of benchmarks.
+        list_number: of the list.
+        floor: cosine from which on pairs are stored.
+        verify: verify_floor, num_nearest (benchmark pictures of each picture) and min_places; None: nobody verifies.
+    """
     members = members_of_list(io, pieces=pieces, list_number=list_number)
     references = members_of_list(io, pieces=reference_pieces, list_number=list_number)
     if not len(members.ids) or not len(references.ids):
         return TABLES["reference_edges"].schema.empty_table()
-    return _unverified(join_references(members, references, list_number, floor), "reference_edges")
+    pairs = join_references(members, references, list_number, floor)
+    if verify is None:
+        return _not_verified(pairs, "reference_edges")
+    near = nearest_in_list(
+        members, references, list_number, floor=verify["verify_floor"], num_nearest=verify["num_nearest"]
+    )
+    low = near.similarity < np.float32(floor)
+    more = members.ids[near.home[low]], references.ids[near.other[low]], near.similarity[low]
+    ids, reference_ids, similarity = (np.concatenate(columns) for columns in zip(pairs, more, strict=True))
+    order = np.lexsort((reference_ids, ids))
+    pairs = ids[order], reference_ids[order], similarity[order]
+    return _verified(io, pairs, "reference_edges", floor=floor, min_places=verify["min_places"])
 
 
 # --- stages ---------------------------------------------------------------------------------------------------------
@@ -233,13 +324,16 @@ class Edges(GlobalStage):
     Vectors lie by shard and are wanted by list, so they are sorted once into ``edge_vectors``: a vector is written as
     often as its picture probes lists, and read as often, whatever the number of lists. ``as_is`` names the query sets
     whose pictures are held against the benchmarks, too.
+
+    With ``edges.verify`` the lists only propose, and pairs are verified by the list at which their lower picture is at
+    home, so that each is looked at once. Keypoints of 400 places take 210 kB a picture while they are held.
     """
 
     name = "edges"
     section = "edges"
-    reads = ("near", "safety", "descriptors", "fit_quantiser", "sources")
-    writes = ("edges", "reference_edges", "edge_vectors")
-    version = 3
+    reads = ("near", "safety", "descriptors", "fit_quantiser", "sources", "detections")
+    writes = ("edges", "reference_edges", "edge_vectors", "edge_proposals")
+    version = 4
     config: EdgesConfig
 
     def __init__(self, config: EdgesConfig, descriptor: DescriptorConfig, as_is: Sequence[str] = ()) -> None:
@@ -252,16 +346,20 @@ class Edges(GlobalStage):
         return {**super().fingerprint_values(), "floor": self.floor, "reference_floor": self.reference_floor}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
-        """Sort by list, then two tasks a list; the sorted vectors go when these are done."""
-        sort, join = self._tasks(context)
+        """Sort by list, then two tasks a list, three with ``edges.verify``; what is under way goes when these stand."""
+        sort = self._sorted(context)
+        join = self._joined(context, sort)
+        propose = self._proposals(context, sort) if self.config.verify != "none" else []
         is_done = all(context.is_done(self, task) for task in join)
         if not is_done:
-            map(sort)
+            map([task for tasks in sort.values() for task in tasks])
+            map(propose)
         map(join)
         if not is_done:
-            context.discard(task.writes for task in sort)
+            context.discard(task.writes for tasks in (*sort.values(), propose) for task in tasks)
 
-    def _tasks(self, context: Context) -> tuple[list[Task], list[Task]]:
+    def _sorted(self, context: Context) -> dict[str, list[Task]]:
+        """Tasks that sort vectors by list, by role."""
         config = self.config
         roles = {
             "pool": (context.shards("pool"), config.probes),
@@ -269,53 +367,83 @@ class Edges(GlobalStage):
             "benchmark": (context.shards("benchmark"), config.reference_probes),
         }
         fit = context.part("fit_quantiser", 0)
-        sort: list[Task] = []
-        pieces: dict[str, list[int]] = {}
-        reads: dict[str, tuple[Part, ...]] = {}
+        found: dict[str, list[Task]] = {}
+        number = 0
         for role, (shards, probes) in roles.items():
             verdict = "near" if role == "pool" else "safety"
-            reads[role] = tuple(context.part(table, shard) for table in (verdict, "descriptors") for shard in shards)
-            pieces[role] = []
+            found[role] = []
             for piece, cut in _pieces(context, shards, verdict, probes):
-                pieces[role].append(len(sort))
                 mine = tuple(context.part(table, shard) for table in (verdict, "descriptors") for shard in piece)
-                sort.append(
+                found[role].append(
                     Task(
                         function=vectors_by_list,
                         args={"shards": piece, "cut": cut, "probes": probes},
                         reads=(fit, *mine),
-                        writes=context.part("edge_vectors", len(sort)),
+                        writes=context.part("edge_vectors", number),
                     )
                 )
-        join = []
-        # The sorted vectors go, so a task names what they were made from.
+                number += 1
+        return found
+
+    def _proposals(self, context: Context, sort: dict[str, list[Task]]) -> list[Task]:
+        """Tasks that propose pairs of the pool, one a list."""
+        config = self.config
+        args = {"floor": self.floor, "verify_floor": config.verify_floor, "num_nearest": config.verify_nearest}
+        return [
+            Task(
+                function=proposals_of_list,
+                args={**args, "list_number": number, "pieces": _indexes(sort["pool"])},
+                reads=_reads(sort["pool"]),
+                writes=context.part("edge_proposals", number),
+            )
+            for number in range(config.num_lists)
+        ]
+
+    def _joined(self, context: Context, sort: dict[str, list[Task]]) -> list[Task]:
+        """Tasks that write edges, two a list. What is under way goes, so they name what it was made from."""
+        config = self.config
+        pool = _indexes(sort["pool"])
+        looked_at = [sort["pool"], sort["as_is"], sort["benchmark"]]
+        own, all_roles = _reads(sort["pool"]), _reads(*looked_at)
+        function: Callable[..., pa.Table] = edges_of_list
+        args: dict[str, Any] = {"pieces": pool, "floor": self.floor}
+        reference_args: dict[str, Any] = {
+            "pieces": pool + _indexes(sort["as_is"]),
+            "reference_pieces": _indexes(sort["benchmark"]),
+            "floor": self.reference_floor,
+        }
+        if config.verify != "none":
+            nearest = {"verify_floor": config.verify_floor, "num_nearest": config.verify_nearest}
+            function = verified_edges_of_list
+            args = {"parts": list(range(config.num_lists)), "floor": self.floor, "min_places": config.min_places}
+            reference_args["verify"] = {**nearest, "min_places": config.min_places}
+            own += tuple(context.part("detections", shard) for shard in context.shards("pool"))
+            shards = [*context.shards("pool", "benchmark"), *self._as_is_shards(context)]
+            all_roles += tuple(context.part("detections", shard) for shard in shards)
+        tasks = []
         for number in range(config.num_lists):
-            join += [
-                Task(
-                    function=edges_of_list,
-                    args={"list_number": number, "pieces": pieces["pool"], "floor": self.floor},
-                    reads=(fit, *reads["pool"]),
-                    writes=context.part("edges", number),
-                ),
-                Task(
-                    function=reference_edges_of_list,
-                    args={
-                        "list_number": number,
-                        "pieces": pieces["pool"] + pieces["as_is"],
-                        "reference_pieces": pieces["benchmark"],
-                        "floor": self.reference_floor,
-                    },
-                    reads=(fit, *reads["pool"], *reads["as_is"], *reads["benchmark"]),
-                    writes=context.part("reference_edges", number),
-                ),
-            ]
-        return sort, join
+            writes = context.part("edges", number)
+            tasks.append(Task(function=function, args={**args, "list_number": number}, reads=own, writes=writes))
+            writes = context.part("reference_edges", number)
+            args_of_list = {**reference_args, "list_number": number}
+            tasks.append(Task(function=reference_edges_of_list, args=args_of_list, reads=all_roles, writes=writes))
+        return tasks
 
     def _as_is_shards(self, context: Context) -> list[int]:
         sources = context.sources()
         ids = zip(sources["source_id"].to_pylist(), sources["name"].to_pylist(), strict=True)
         named = {source for source, name in ids if name in self.as_is}
         return [shard for shard in context.shards("query") if shard // SHARDS_PER_SOURCE_LIMIT in named]
+
+
+def _indexes(tasks: list[Task]) -> list[int]:
+    """Parts that tasks write."""
+    return [task.writes.index for task in tasks]
+
+
+def _reads(*groups: list[Task]) -> tuple[Part, ...]:
+    """Parts that tasks read, each once, in order."""
+    return tuple(dict.fromkeys(part for tasks in groups for task in tasks for part in task.reads))
 
 
 def _pieces(

@@ -112,6 +112,63 @@ def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndar
     return a[order], b[order], similarity[order]
 
 
+class Nearest(NamedTuple):
+    """Pairs of a picture at home in a list and one of its nearest; by picture, the nearest first."""
+
+    home: np.ndarray  # int64 [E], row of the picture in `members`
+    other: np.ndarray  # int64 [E], row of the near one
+    similarity: np.ndarray  # float32 [E]
+
+
+def nearest_in_list(members: Members, others: Members, list_number: int, *, floor: float, num_nearest: int) -> Nearest:
+    """For each picture at home in a list its nearest pictures among those that look into the list, itself left out.
+
+    Args:
+        members: pictures at home in the list, and others.
+        others: pictures that may look into it, the same or other ones.
+        list_number: of the list.
+        floor: cosine that a near picture has at least.
+        num_nearest: of each picture; of equally near ones those with the least ids.
+    """
+    at_home = np.flatnonzero(members.home == list_number)
+    visitors = np.flatnonzero((others.probes == list_number).any(1))
+    found = [Nearest(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    for start in range(0, len(at_home), BLOCK_ROWS):
+        homes = at_home[start : start + BLOCK_ROWS]
+        best = found[0]
+        for first in range(0, len(visitors), BLOCK_ROWS):
+            near = visitors[first : first + BLOCK_ROWS]
+            scores = members.vectors[homes] @ others.vectors[near].T
+            i, j = np.nonzero(scores >= floor - GEMM_MARGIN)
+            home, other = homes[i], near[j]
+            apart = members.ids[home] != others.ids[other]
+            more = Nearest(home[apart], other[apart], scores[i, j][apart])
+            # Scores of the GEMM choose who is scored exactly: nobody who may be among the nearest is left out.
+            best = _first_of_each(_joined(best, more), others.ids, num_nearest, margin=2 * GEMM_MARGIN)
+        exact = similarities(members.vectors, others.vectors, best.home, best.other)
+        high = exact >= np.float32(floor)
+        best = Nearest(best.home[high], best.other[high], exact[high])
+        found.append(_first_of_each(best, others.ids, num_nearest, margin=0.0))
+    return _joined(*found)
+
+
+def _joined(*parts: Nearest) -> Nearest:
+    return Nearest(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+def _first_of_each(pairs: Nearest, ids: np.ndarray, num: int, *, margin: float) -> Nearest:
+    """The first ``num`` of each picture, and all that are less similar than the last of them by at most ``margin``."""
+    order = np.lexsort((ids[pairs.other], -pairs.similarity, pairs.home))
+    home, similarity = pairs.home[order], pairs.similarity[order]
+    starts = np.flatnonzero(np.diff(home, prepend=-1))
+    group = np.cumsum(np.diff(home, prepend=-1) != 0) - 1
+    rank = np.arange(len(home)) - starts[group]
+    ends = np.append(starts[1:], len(home))
+    last = similarity[np.minimum(starts + num, ends) - 1]
+    kept = order[(rank < num) | ((similarity >= last[group] - margin) & (margin > 0))]
+    return Nearest(pairs.home[kept], pairs.other[kept], pairs.similarity[kept])
+
+
 def join_references(
     members: Members, references: Members, list_number: int, floor: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -58,8 +58,16 @@ def grey_of(rgb: np.ndarray) -> np.ndarray:
     return np.asarray(cv2.cvtColor(np.ascontiguousarray(rgb), cv2.COLOR_RGB2GRAY))
 
 
-def root_sift(grey: np.ndarray) -> np.ndarray:
-    """RootSIFT of the strongest keypoints, float32 [N, 128], N <= 400 (Arandjelovic and Zisserman 2012)."""
+class Keypoints(NamedTuple):
+    """Keypoints of a picture with its long side at 288 px, the strongest first; at most 400."""
+
+    places: np.ndarray  # float32 [N, 2], x and y in px
+    rows: np.ndarray  # float32 [N, 128], RootSIFT (Arandjelovic and Zisserman 2012)
+    width_px: int  # of the picture at that size
+
+
+def keypoints_of(grey: np.ndarray) -> Keypoints:
+    """Where SIFT sees something in a grey picture, uint8 [H, W], and what."""
     import cv2
 
     scale = SIDE_PX / max(grey.shape)
@@ -67,10 +75,12 @@ def root_sift(grey: np.ndarray) -> np.ndarray:
     sift = cv2.SIFT.create(nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12)
     points, descriptors = sift.detectAndCompute(small, None)
     if descriptors is None or len(points) == 0:
-        return np.empty((0, 128), np.float32)
+        return Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32), small.shape[1])
     order = np.argsort([-point.response for point in points], kind="stable")[:NUM_KEYPOINTS]
+    places = np.array([points[at].pt for at in order], np.float32)
     rows = descriptors[order].astype(np.float32)
-    return np.asarray(np.sqrt(rows / np.maximum(rows.sum(1, keepdims=True), 1e-9)), np.float32)
+    rows = np.sqrt(rows / np.maximum(rows.sum(1, keepdims=True), 1e-9))
+    return Keypoints(places, np.asarray(rows, np.float32), small.shape[1])
 
 
 def _cosines(side_px: int, count: int) -> np.ndarray:
@@ -138,7 +148,7 @@ def fit_sift_vlad(pictures: Iterable[np.ndarray], *, seed: int) -> dict[str, np.
     Returns:
         sift_mean [128], sift_axes [128, d], words [w, d], vlad_mean [w * d], vlad_axes [w * d, a], float32.
     """
-    found = [root_sift(grey_of(rgb)) for rgb in pictures]
+    found = [keypoints_of(grey_of(rgb)).rows for rgb in pictures]
     found = [rows for rows in found if len(rows) >= MIN_KEYPOINTS]
     if len(found) < 2:
         shapes = {"sift_mean": (128,), "sift_axes": (128, 0), "words": (0, 0), "vlad_mean": (0,), "vlad_axes": (0, 0)}
@@ -207,12 +217,15 @@ class SiftVladDct:
 
     def vector(self, rgb: np.ndarray) -> np.ndarray:
         """RGB uint8 [H, W, 3] to a unit vector, float32 [1024]."""
+        grey = grey_of(rgb)
+        return self.vector_of(grey, keypoints_of(grey).rows)
+
+    def vector_of(self, grey: np.ndarray, rows: np.ndarray) -> np.ndarray:
+        """The same, from the grey picture, uint8 [H, W], and its RootSIFT, float32 [N, 128]."""
         from threadpoolctl import threadpool_limits
 
         limits: Any = threadpool_limits(1)  # so that a sum is cut the same way on any machine size
         with limits:
-            grey = grey_of(rgb)
-            rows = root_sift(grey)
             if len(rows) < MIN_KEYPOINTS or len(self.fit["vlad_mean"]) == 0:
                 local = own_direction(grey)
             else:

@@ -22,8 +22,8 @@ from curation.dedup.siftvlad import (
     dct_vector,
     fit_sift_vlad,
     grey_of,
+    keypoints_of,
     own_direction,
-    root_sift,
     symmetric_vlad,
     vlad,
     whitening,
@@ -98,7 +98,7 @@ def test_copies_are_above_the_threshold_and_others_below() -> None:
 
 def test_mirrored_sift_is_a_permutation() -> None:
     rgb = cv2.resize(picture(3), (288, 221))
-    plain, mirrored = root_sift(grey_of(rgb)), root_sift(grey_of(rgb[:, ::-1]))
+    plain, mirrored = keypoints_of(grey_of(rgb)).rows, keypoints_of(grey_of(rgb[:, ::-1])).rows
     distance = np.linalg.norm(plain[:, MIRROR][:, None] - mirrored[None], axis=2).min(1)
     assert np.median(distance) < 0.1
 
@@ -113,7 +113,7 @@ def test_small_pools_get_a_shorter_fit_and_a_whole_vector(num_pictures: int) -> 
 
 
 def test_a_mirror_image_is_a_copy(fit: dict[str, np.ndarray]) -> None:
-    rows = root_sift(grey_of(picture(5)))
+    rows = keypoints_of(grey_of(picture(5))).rows
     mirrored = np.ascontiguousarray(rows[:, MIRROR])
     np.testing.assert_allclose(symmetric_vlad(rows, fit), symmetric_vlad(mirrored, fit), atol=1e-5)
     descriptor = open_descriptor(DescriptorConfig(), fit)
@@ -138,7 +138,7 @@ def test_pictures_without_keypoints_are_no_copies_of_each_other(fit: dict[str, n
 
 
 def test_vlad_equals_the_loop(fit: dict[str, np.ndarray]) -> None:
-    rows = root_sift(grey_of(picture(7)))
+    rows = keypoints_of(grey_of(picture(7))).rows
     reduced = (rows - fit["sift_mean"]) @ fit["sift_axes"]
     sums = np.zeros_like(fit["words"])
     for row in reduced:

@@ -12,6 +12,7 @@ from curation.dedup.join import (
     fit_centroids,
     join_list,
     join_references,
+    nearest_in_list,
     similarities,
 )
 
@@ -129,3 +130,27 @@ def test_a_fit_of_nothing_and_of_little() -> None:
     assert fit_centroids(unit_vectors(0, 2, copies=1, dim=8), 16, seed=0).shape == (2, 8)
     vectors = unit_vectors(0, 50)
     np.testing.assert_array_equal(fit_centroids(vectors, 5, seed=3), fit_centroids(vectors, 5, seed=3))
+
+
+@pytest.mark.parametrize("num_nearest", [0, 1, 5, 1000])
+@pytest.mark.parametrize("rows", [7, 4096])
+def test_the_nearest_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch, num_nearest: int, rows: int) -> None:
+    monkeypatch.setattr(join, "BLOCK_ROWS", rows)
+    vectors = unit_vectors(4, 40)
+    vectors[50:60] = vectors[49]  # equally near: the least ids
+    ids = np.random.default_rng(5).permutation(1000)[: len(vectors)].astype(np.int64)
+    all_members = members(vectors, fit_centroids(vectors, 5, seed=0), 3, ids)
+    num_home = 0
+    for number in range(5):
+        found = nearest_in_list(all_members, all_members, number, floor=0.2, num_nearest=num_nearest)
+        pairs = list(zip(found.home.tolist(), found.other.tolist(), found.similarity.tolist(), strict=True))
+        wanted = []
+        looking = np.flatnonzero((all_members.probes == number).any(1))
+        for home in np.flatnonzero(all_members.home == number):
+            others = looking[looking != home]
+            scores = exact_similarity(np.repeat(vectors[[home]], len(others), 0), vectors[others])
+            order = [at for at in np.lexsort((ids[others], -scores)) if scores[at] >= np.float32(0.2)]
+            wanted += [(home, others[at], scores[at]) for at in order[:num_nearest]]
+            num_home += 1
+        assert pairs == wanted
+    assert num_home == len(vectors)

@@ -1,0 +1,61 @@
+"""Do two pictures show the same thing at the same places? Geometric verification of candidate copies.
+
+Keypoints of one picture are matched with those of the other and of its mirror image, and a similarity transform (turn,
+scale, shift) is sought that most of them agree on (RANSAC, Fischler and Bolles 1981). Unrelated pictures agree on a few
+places at most, however many of them there are in a pool: what a threshold on a cosine lets through grows with the pool,
+what this lets through hardly does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from curation.dedup.siftvlad import MIRROR, Keypoints
+
+MIN_PLACES = 12  # the lowest count that no two unrelated photographs reached: `make bench NAME=copies`
+_NEAREST_RATIO = 0.72  # squared distance to the nearest keypoint over that to the second nearest (Lowe 2004)
+_CELL_PX = 3  # two keypoints in one cell of this size are one place
+_ERROR_PX = 4.0  # of a keypoint that agrees
+_SCALES = (0.2, 5.0)
+_MIN_SPREAD_PX = 8  # of the places that agree, both ways: repeated points lie on a line or in a heap
+_ITERATIONS = 1000
+_CONFIDENCE = 0.995
+
+
+def places_in_common(left: Keypoints, right: Keypoints) -> int:
+    """Distinct places of ``right`` that agree with places of ``left``, or of its mirror image, on one transform."""
+    mirrored = left.places * np.array([-1, 1], np.float32) + np.array([left.width_px - 1, 0], np.float32)
+    turned = ((left.places, left.rows), (mirrored, left.rows[:, MIRROR]))
+    return max(_agreeing(places, rows, right) for places, rows in turned)
+
+
+def _agreeing(places: np.ndarray, rows: np.ndarray, right: Keypoints) -> int:
+    import cv2
+
+    if len(rows) < MIN_PLACES or len(right.rows) < MIN_PLACES:
+        return 0
+    scores = rows @ right.rows.T
+    at = np.arange(len(scores))
+    nearest = scores.argmax(1)
+    first = scores[at, nearest]
+    scores[at, nearest] = -np.inf
+    second = scores.max(1)
+    matched = np.flatnonzero(1 - first < _NEAREST_RATIO * (1 - second))
+    if len(matched) < MIN_PLACES:
+        return 0
+    here, there = places[matched], right.places[nearest[matched]]
+    transform, agrees = cv2.estimateAffinePartial2D(
+        here,
+        there,
+        method=cv2.RANSAC,
+        ransacReprojThreshold=_ERROR_PX,
+        maxIters=_ITERATIONS,
+        confidence=_CONFIDENCE,
+    )
+    if transform is None:
+        return 0
+    inside = agrees.ravel() > 0
+    scale = float(np.hypot(transform[0, 0], transform[1, 0]))
+    if not _SCALES[0] < scale < _SCALES[1] or np.ptp(here[inside], 0).min() < _MIN_SPREAD_PX:
+        return 0
+    return min(len(np.unique(np.round(side[inside] / _CELL_PX), axis=0)) for side in (here, there))
