@@ -44,7 +44,7 @@ format: $(READY) ## let ruff rewrite what it can
 	@$(VENV)/bin/ruff check --fix .
 	@$(VENV)/bin/ruff format .
 
-bench: $(READY) ## measure against a peer: NAME=descriptor_thresholds ARGS="--data FOLDER" (see tests/benchmarks)
+bench: $(READY) ## measure against a peer: NAME=copies ARGS="--data FOLDER" (see tests/benchmarks)
 	@$(VENV)/bin/python tests/benchmarks/$(NAME).py $(ARGS)
 
 clean: ## remove the environment and all data of the smoke recipe

@@ -26,6 +26,7 @@ _TYPES = {
     pa.float64(): "DOUBLE",
     pa.bool_(): "BOOLEAN",
     pa.string(): "VARCHAR",
+    pa.binary(): "BLOB",
 }
 
 

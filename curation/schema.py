@@ -465,6 +465,20 @@ _TABLES = (
         row_group_rows=1024,  # it is read by lists
     ),
     Table(
+        name="edge_keypoints",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one picture whose pairs are to be verified; gone when edges and reference_edges stand; part = shard",
+        schema=_schema(
+            _ID,
+            ("width_px", pa.int32(), "of the picture with its long side at 288 px"),
+            ("places", pa.binary(), "x and y of each keypoint in px, float32 [N, 2]"),
+            ("sift", pa.binary(), "SIFT of each keypoint, uint8 [N, 128]"),
+        ),
+        row_group_rows=512,  # it is read by ranges of image_id
+    ),
+    Table(
         name="edge_proposals",
         root="run",
         kind="output",
@@ -954,7 +968,15 @@ TABLES: dict[str, Table] = {table.name: table for table in _TABLES}
 # Their vectors have the length that the model gives; the schema above holds a nominal one.
 VECTOR_TABLES = ("descriptors", "embeddings")
 # In a run only while a stage is under way. They hold vectors, so they go with a takedown.
-UNDER_WAY = ("kmeans_pieces", "kmeans_sums", "kmeans_centroids", "semantic_vectors", "edge_vectors", "edge_proposals")
+UNDER_WAY = (
+    "kmeans_pieces",
+    "kmeans_sums",
+    "kmeans_centroids",
+    "semantic_vectors",
+    "edge_vectors",
+    "edge_keypoints",
+    "edge_proposals",
+)
 # Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
 LOGS = ("fetch_log",)
 

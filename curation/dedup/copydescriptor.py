@@ -39,7 +39,7 @@ class Thresholds(NamedTuple):
 KNOWN_THRESHOLDS = {
     # DINOv2 (arXiv:2304.07193), appendix A.3.
     "sscd": Thresholds(0.60, 0.45),
-    # .01 above the lowest good one (precision >= .99): tests/benchmarks/descriptor_thresholds.py --data DIR
+    # .05 above the lowest with a precision of .99, for larger pools: make bench NAME=copies ARGS="--data DIR"
     WEIGHT_FREE: Thresholds(0.34, 0.34),
 }
 
@@ -92,7 +92,7 @@ class DescriptorConfig(Config):
                 raise ConfigError(
                     f"descriptor.{key}: got none, and none is known for {self.name!r}; allowed: a cosine between -1 "
                     f"and 1, or a descriptor with known thresholds ({', '.join(sorted(KNOWN_THRESHOLDS))}); "
-                    "measure one with tests/benchmarks/descriptor_thresholds.py"
+                    "measure one with tests/benchmarks/copies.py"
                 )
         return Thresholds(
             known.duplicate if self.duplicate_threshold is None and known else float(self.duplicate_threshold or 0),

@@ -14,7 +14,7 @@ from curation.dedup.describe import vectors_of
 from curation.dedup.geometric import MIN_PLACES
 from curation.dedup.join import Members, assign, fit_centroids, join_list, join_references, nearest_in_list
 from curation.dedup.near import rows_at
-from curation.dedup.verification import Gallery, verify
+from curation.dedup.verification import keypoints_of_shard, verify
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Part
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
 from training.config import Config, ConfigError
@@ -239,7 +239,7 @@ def _verified(
 ) -> pa.Table:
     """Rows of ``edges`` or ``reference_edges`` whose pictures were compared; below the floor only copies."""
     a, b, similarity = pairs
-    agree = verify(Gallery(io, np.concatenate([a, b])), a, b, min_places=min_places)
+    agree = verify(io, a, b, min_places=min_places)
     kept = (similarity >= np.float32(floor)) | agree.fill_null(False).to_numpy(zero_copy_only=False)
     rows = pa.table([a, b, similarity, agree], schema=TABLES[table].schema)
     return rows.filter(pa.array(kept))
@@ -326,13 +326,13 @@ class Edges(GlobalStage):
     whose pictures are held against the benchmarks, too.
 
     With ``edges.verify`` the lists only propose, and pairs are verified by the list at which their lower picture is at
-    home, so that each is looked at once. Keypoints of 400 places take 210 kB a picture while they are held.
+    home, so that each is looked at once. Keypoints lie in the run meanwhile, 54 kB a picture at most.
     """
 
     name = "edges"
     section = "edges"
     reads = ("near", "safety", "descriptors", "fit_quantiser", "sources", "detections")
-    writes = ("edges", "reference_edges", "edge_vectors", "edge_proposals")
+    writes = ("edges", "reference_edges", "edge_vectors", "edge_keypoints", "edge_proposals")
     version = 4
     config: EdgesConfig
 
@@ -349,14 +349,16 @@ class Edges(GlobalStage):
         """Sort by list, then two tasks a list, three with ``edges.verify``; what is under way goes when these stand."""
         sort = self._sorted(context)
         join = self._joined(context, sort)
-        propose = self._proposals(context, sort) if self.config.verify != "none" else []
+        under_way = [[task for tasks in sort.values() for task in tasks]]
+        if self.config.verify != "none":
+            under_way[0] += self._keypoints(context)
+            under_way.append(self._proposals(context, sort))
         is_done = all(context.is_done(self, task) for task in join)
-        if not is_done:
-            map([task for tasks in sort.values() for task in tasks])
-            map(propose)
+        for tasks in under_way * (not is_done):
+            map(tasks)
         map(join)
         if not is_done:
-            context.discard(task.writes for tasks in (*sort.values(), propose) for task in tasks)
+            context.discard(task.writes for tasks in under_way for task in tasks)
 
     def _sorted(self, context: Context) -> dict[str, list[Task]]:
         """Tasks that sort vectors by list, by role."""
@@ -384,6 +386,20 @@ class Edges(GlobalStage):
                 )
                 number += 1
         return found
+
+    def _keypoints(self, context: Context) -> list[Task]:
+        """Tasks that find keypoints, one a shard."""
+        shards = [*context.shards("pool", "benchmark"), *self._as_is_shards(context)]
+        verdicts = dict.fromkeys(context.shards("pool"), "near")
+        return [
+            Task(
+                function=keypoints_of_shard,
+                args={"shard": shard},
+                reads=(context.part(verdicts.get(shard, "safety"), shard), context.part("detections", shard)),
+                writes=context.part("edge_keypoints", shard),
+            )
+            for shard in shards
+        ]
 
     def _proposals(self, context: Context, sort: dict[str, list[Task]]) -> list[Task]:
         """Tasks that propose pairs of the pool, one a list."""
@@ -417,9 +433,9 @@ class Edges(GlobalStage):
             function = verified_edges_of_list
             args = {"parts": list(range(config.num_lists)), "floor": self.floor, "min_places": config.min_places}
             reference_args["verify"] = {**nearest, "min_places": config.min_places}
-            own += tuple(context.part("detections", shard) for shard in context.shards("pool"))
-            shards = [*context.shards("pool", "benchmark"), *self._as_is_shards(context)]
-            all_roles += tuple(context.part("detections", shard) for shard in shards)
+            keypoints = self._keypoints(context)
+            own += _reads(keypoints[: len(context.shards("pool"))])
+            all_roles = tuple(dict.fromkeys(all_roles + _reads(keypoints)))
         tasks = []
         for number in range(config.num_lists):
             writes = context.part("edges", number)

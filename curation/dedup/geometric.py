@@ -22,28 +22,41 @@ _ITERATIONS = 1000
 _CONFIDENCE = 0.995
 
 
-def places_in_common(left: Keypoints, right: Keypoints) -> int:
-    """Distinct places of ``right`` that agree with places of ``left``, or of its mirror image, on one transform."""
+def places_in_common(left: Keypoints, right: Keypoints, *, at_least: int = MIN_PLACES) -> int:
+    """Distinct places of ``right`` that agree with places of ``left``, or of its mirror image, on one transform.
+
+    0 where fewer than ``at_least`` keypoints look alike, as in nearly all pairs of unrelated pictures: quick.
+    """
+    rows, others = left.rows, right.rows
     mirrored = left.places * np.array([-1, 1], np.float32) + np.array([left.width_px - 1, 0], np.float32)
-    turned = ((left.places, left.rows), (mirrored, left.rows[:, MIRROR]))
-    return max(_agreeing(places, rows, right) for places, rows in turned)
+    return max(
+        _agreeing(left.places, right.places, rows @ others.T, at_least),
+        _agreeing(mirrored, right.places, rows[:, MIRROR] @ others.T, at_least),
+    )
 
 
-def _agreeing(places: np.ndarray, rows: np.ndarray, right: Keypoints) -> int:
+def _agreeing(left: np.ndarray, right: np.ndarray, scores: np.ndarray, at_least: int) -> int:
+    """Distinct places that agree.
+
+    Args:
+        left: places, float32 [N, 2].
+        right: places, float32 [M, 2].
+        scores: cosines of their keypoints, float32 [N, M]; is written to.
+        at_least: keypoints that have to look alike.
+    """
     import cv2
 
-    if len(rows) < MIN_PLACES or len(right.rows) < MIN_PLACES:
+    if min(scores.shape) < 2:
         return 0
-    scores = rows @ right.rows.T
     at = np.arange(len(scores))
     nearest = scores.argmax(1)
     first = scores[at, nearest]
     scores[at, nearest] = -np.inf
     second = scores.max(1)
     matched = np.flatnonzero(1 - first < _NEAREST_RATIO * (1 - second))
-    if len(matched) < MIN_PLACES:
+    if len(matched) < at_least:
         return 0
-    here, there = places[matched], right.places[nearest[matched]]
+    here, there = left[matched], right[nearest[matched]]
     transform, agrees = cv2.estimateAffinePartial2D(
         here,
         there,

@@ -62,8 +62,14 @@ class Keypoints(NamedTuple):
     """Keypoints of a picture with its long side at 288 px, the strongest first; at most 400."""
 
     places: np.ndarray  # float32 [N, 2], x and y in px
-    rows: np.ndarray  # float32 [N, 128], RootSIFT (Arandjelovic and Zisserman 2012)
+    sift: np.ndarray  # uint8 [N, 128], as OpenCV rounds it
     width_px: int  # of the picture at that size
+
+    @property
+    def rows(self) -> np.ndarray:
+        """RootSIFT, float32 [N, 128] (Arandjelovic and Zisserman 2012)."""
+        wide = self.sift.astype(np.float32)
+        return np.asarray(np.sqrt(wide / np.maximum(wide.sum(1, keepdims=True), 1e-9)), np.float32)
 
 
 def keypoints_of(grey: np.ndarray) -> Keypoints:
@@ -75,12 +81,10 @@ def keypoints_of(grey: np.ndarray) -> Keypoints:
     sift = cv2.SIFT.create(nfeatures=NUM_KEYPOINTS, contrastThreshold=0.015, edgeThreshold=12)
     points, descriptors = sift.detectAndCompute(small, None)
     if descriptors is None or len(points) == 0:
-        return Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.float32), small.shape[1])
+        return Keypoints(np.empty((0, 2), np.float32), np.empty((0, 128), np.uint8), small.shape[1])
     order = np.argsort([-point.response for point in points], kind="stable")[:NUM_KEYPOINTS]
     places = np.array([points[at].pt for at in order], np.float32)
-    rows = descriptors[order].astype(np.float32)
-    rows = np.sqrt(rows / np.maximum(rows.sum(1, keepdims=True), 1e-9))
-    return Keypoints(places, np.asarray(rows, np.float32), small.shape[1])
+    return Keypoints(places, descriptors[order].astype(np.uint8), small.shape[1])
 
 
 def _cosines(side_px: int, count: int) -> np.ndarray:

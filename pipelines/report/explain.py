@@ -20,14 +20,14 @@ _NEAR = """
 """
 # Of the pictures of its component: similarity of the edge to it, null where only others join them.
 _COPIES = """
-    SELECT d.image_id, max(e.similarity) AS similarity
+    SELECT d.image_id, max(e.similarity) AS similarity, bool_or(e.verified) AS verified
     FROM duplicates d
     LEFT JOIN edges e ON (e.a = ?1 AND e.b = d.image_id) OR (e.b = ?1 AND e.a = d.image_id)
     WHERE d.component_id = (SELECT component_id FROM duplicates WHERE image_id = ?1) AND d.image_id <> ?1
     GROUP BY ALL ORDER BY similarity DESC NULLS LAST, d.image_id
 """
 _BELOW = """
-    SELECT if(a = ?1, b, a) AS image_id, similarity FROM edges WHERE (a = ?1 OR b = ?1)
+    SELECT if(a = ?1, b, a) AS image_id, similarity, verified FROM edges WHERE (a = ?1 OR b = ?1)
     AND if(a = ?1, b, a) NOT IN (
         SELECT image_id FROM duplicates
         WHERE component_id = (SELECT component_id FROM duplicates WHERE image_id = ?1)
@@ -35,7 +35,7 @@ _BELOW = """
     ORDER BY similarity DESC, image_id
 """
 _REFERENCES = """
-    SELECT reference_id AS image_id, similarity FROM reference_edges WHERE image_id = ?
+    SELECT reference_id AS image_id, similarity, verified FROM reference_edges WHERE image_id = ?
     ORDER BY similarity DESC, reference_id
 """
 _DECIDES = """
@@ -223,7 +223,7 @@ def _copies(connection: Any, image_id: int) -> Iterator[str]:
         for row in first:
             yield f"image {row['image_id']} stands for it{_alike(row)}{_address(connection, row)}"
     yield from _listed(connection, others, f"others of its component of {num_pictures:,} pictures", _alike)
-    yield from _listed(connection, rows_of(connection, _BELOW, image_id), "like it, below the threshold", _alike)
+    yield from _listed(connection, rows_of(connection, _BELOW, image_id), "like it, but no copies", _alike)
 
 
 def _leaks(connection: Any, image_id: int) -> Iterator[str]:
@@ -249,7 +249,10 @@ def _means_the_same(connection: Any, image_id: int) -> Iterator[str]:
 
 
 def _alike(row: dict[str, Any]) -> str:
-    return ", joined by others" if row["similarity"] is None else f", similarity {row['similarity']:.4f}"
+    if row["similarity"] is None:
+        return ", joined by others"
+    seen = "" if row["verified"] is None else ", local features agree" if row["verified"] else ", local features differ"
+    return f", similarity {row['similarity']:.4f}{seen}"
 
 
 # Meaning

@@ -19,12 +19,12 @@ from PIL import Image, UnidentifiedImageError
 
 from curation.dedup import hashes
 from curation.dedup.copydescriptor import Descriptor, DescriptorConfig, open_descriptor
-from curation.dedup.siftvlad import SiftVladDct, fit_sift_vlad, grey_of, keypoints_of
+from curation.dedup.siftvlad import Keypoints, SiftVladDct, fit_sift_vlad, grey_of, keypoints_of
 from training.data.pixels import decode, encode_jpeg, resize_shortest
 
 SMALL_PX = 288
 NUM_PHOTOS = 200
-TIMM = "mobilenetv3_small_050"  # without trained weights
+UNTRAINED = "mobilenetv3_small_050"
 FIT_SETS = ("curated_caltech101_6perclass", "curated_flowers5_17perclass")
 DISTRACTOR_TARS = ("pool_coco_48", "pool_caltech_background_80")
 DISTRACTOR_SETS = ("tiny_imagenet_100c", "cifar10_jpg_22k")
@@ -110,30 +110,26 @@ class Seen(NamedTuple):
     dhash: int
     pdq: str
     vector: np.ndarray  # float16 [1024]
-    timm: np.ndarray  # float16 [1024]
-    places: np.ndarray  # float32 [N, 2]
-    rows: np.ndarray  # float16 [N, 128]
-    width_px: int
+    other: np.ndarray  # float16 [D], by a network
+    keypoints: Keypoints
     seconds: dict[str, float]  # of CPU
 
 
 _STATE: dict[str, Any] = {}
 
 
-def timm_weights(path: Path) -> None:
-    """Weights drawn from a seed: no trained ones are at hand."""
+def untrained(path: Path) -> DescriptorConfig:
+    """A tiny timm model with weights drawn from a seed, for want of trained ones."""
     import timm
     import torch
 
     torch.manual_seed(0)
-    torch.save(timm.create_model(TIMM, pretrained=False, num_classes=0).state_dict(), path)
+    torch.save(timm.create_model(UNTRAINED, pretrained=False, num_classes=0).state_dict(), path)
+    return DescriptorConfig(name=f"timm:{UNTRAINED}", weights=str(path), duplicate_threshold=0.5, leakage_threshold=0.5)
 
 
-def _start(fit: dict[str, np.ndarray], weights: str) -> None:
-    config = DescriptorConfig(
-        name=f"timm:{TIMM}", weights=weights, duplicate_threshold=0.5, leakage_threshold=0.5, device="cpu"
-    )
-    _STATE.update(own=SiftVladDct(fit), timm=open_descriptor(config, {}))
+def _start(fit: dict[str, np.ndarray], other: DescriptorConfig) -> None:
+    _STATE.update(own=SiftVladDct(fit), other=open_descriptor(other, {}))
 
 
 def see(data: bytes) -> Seen:
@@ -152,33 +148,31 @@ def see(data: bytes) -> Seen:
     pdq, _ = timed("PDQ", hashes.pdq, rgb)
     small = small_of(data)
     own: SiftVladDct = _STATE["own"]
-    other: Descriptor = _STATE["timm"]
+    other: Descriptor = _STATE["other"]
     grey = grey_of(small)
     keypoints = timed("keypoints", keypoints_of, grey)
     vector = timed("VLAD + DCT", own.vector_of, grey, keypoints.rows)
-    features = timed("timm", other.vector, small)
+    features = timed("other", other.vector, small)
     return Seen(
         phash,
         dhash,
         pdq,
         vector.astype(np.float16),
         features.astype(np.float16),
-        keypoints.places,
-        keypoints.rows.astype(np.float16),
-        keypoints.width_px,
+        keypoints,
         seconds,
     )
 
 
-def seen_by_all(pictures: list[Picture], fit: dict[str, np.ndarray], cache: Path, processes: int) -> list[Seen]:
+def seen_by_all(
+    pictures: list[Picture], fit: dict[str, np.ndarray], other: DescriptorConfig, cache: Path, processes: int
+) -> list[Seen]:
     """What all methods see of all pictures, kept in a folder so that a second look is quick."""
     path = cache / "seen.pickle"
     if path.exists():
         found: list[Seen] = pickle.loads(path.read_bytes())
         return found
-    weights = cache / "timm.pt"
-    timm_weights(weights)
-    with ProcessPoolExecutor(processes, initializer=_start, initargs=(fit, str(weights))) as pool:
+    with ProcessPoolExecutor(processes, initializer=_start, initargs=(fit, other)) as pool:
         found = list(pool.map(see, (picture.data for picture in pictures), chunksize=64))
     path.write_bytes(pickle.dumps(found, protocol=5))
     return found

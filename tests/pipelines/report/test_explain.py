@@ -80,8 +80,8 @@ def test_what_a_picture_was_compared_with(small_run: Any):
     small_run.change("duplicates", 3_000_000, 0, **component)
     small_run.change("duplicates", 3_000_000, 1, **component)
     small_run.change("duplicates", 3_000_001, 0, **component)
-    edges = [(a, b, 0.75), (b, c, 0.875), (b, d, 0.5)]
-    small_run.write("edges", 0, [{"a": x, "b": y, "similarity": s} for x, y, s in edges])
+    edges = [(a, b, 0.25, True), (b, c, 0.875, None), (b, d, 0.75, False)]
+    small_run.write("edges", 0, [{"a": x, "b": y, "similarity": s, "verified": v} for x, y, s, v in edges])
     small_run.write(
         "near_groups", 0, [{"image_id": FIRST + 4, "representative_id": a, "exact": False, "distance_bits": 2}]
     )
@@ -94,9 +94,9 @@ def test_what_a_picture_was_compared_with(small_run: Any):
     assert lines[at + 1 : at + 6] == [
         f"image {c} stands for it, similarity 0.8750  http://h0.test/web/{c}.jpg",
         "others of its component of 3 pictures:",
-        f"image {a}, similarity 0.7500  http://h0.test/web/{a}.jpg",
-        "like it, below the threshold:",
-        f"image {d}, similarity 0.5000  http://h1.test/web/{d}.jpg",
+        f"image {a}, similarity 0.2500, local features agree  http://h0.test/web/{a}.jpg",
+        "like it, but no copies:",
+        f"image {d}, similarity 0.7500, local features differ  http://h1.test/web/{d}.jpg",
     ]
     assert f"image {c}, joined by others" in explain(
         connection, str(a)
