@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from curation.dedup.copydescriptor import WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
+from curation.dedup.calibration import open_calibrated
+from curation.dedup.copydescriptor import WEIGHT_FREE, Descriptor, DescriptorConfig
 from curation.dedup.near import rows_at
 from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, vector_schema
@@ -223,7 +224,7 @@ class Describe(ShardStage):
         """Decode the 288-px pictures one by one."""
         if self._model is None:
             fit = table_to_arrays(io.table("fit_descriptor"))
-            self._model = open_descriptor(self.config, fit)
+            self._model = open_calibrated(self.config, fit, crops_of_installed_photographs(0))
         rows = io.rows
         table = io.table("detections", _PLACE)
         at = rows_at(table["image_id"].to_numpy(), rows["image_id"].to_numpy())
