@@ -24,7 +24,7 @@ from curation.schema import ROWS_PER_SHARD_LIMIT, TABLES, Part
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO
 
 WANTED = 0.99  # with less the user is told what to raise
-_BLOCK_ROWS = 1 << 15  # of a shard, read at once; 200 MB where a vector has 1,024 numbers
+_BLOCK_ROWS = 1 << 15  # of a shard, read at once; with their row groups 0.9 GB where a vector has 1,024 numbers
 _REFERENCE = ("image_id", "reference_id")
 
 # --- pure functions -------------------------------------------------------------------------------------------------

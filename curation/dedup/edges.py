@@ -31,7 +31,7 @@ class EdgesConfig(Config):
     num_lists: int = Field(
         16, ge=1, le=65_536
     )  # 16 up to 50,000 pictures; about one for 3,000 above. One list = one task
-    # Of 16 lists, 8 and 12 find all 274 edge ends of `smoke` at the threshold, 4 find 268; each run tells its recall.
+    # Of 16 lists, 8 and 12 find all 117 pairs of `smoke` at the threshold, 4 find 114 (edges.recall_sample=5000).
     probes: int = Field(12, ge=1)  # lists that a pool picture probes
     reference_probes: int = Field(16, ge=1)  # lists that a benchmark picture probes; they are few, so all of 16
     fit_pictures: int = Field(20_000, ge=1)  # sample of the quantiser
