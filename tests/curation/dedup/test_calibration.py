@@ -2,6 +2,7 @@
 
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 
 from curation.dedup.calibration import LEAST_SIMILARITY, MOST_RISE, deviation, open_calibrated
 from curation.dedup.copydescriptor import DescriptorConfig, sscd_resnet50
-from curation.dedup.describe import crops_of_installed_photographs
+from curation.dedup.describe import Describe, crops_of_installed_photographs
 from training.config import ConfigError
 
 
@@ -63,12 +64,21 @@ def test_a_model_whose_activations_overflow_is_refused_in_fp16_only(tmp_path: Pa
         opened(config.model_copy(update={"precision": precision}))
 
 
+def test_the_stage_describes_nothing_with_a_model_that_is_refused(tmp_path: Path, memory_io: Any) -> None:
+    """Neither rows nor pictures are there: it is refused before they are asked for."""
+    torch.manual_seed(0)
+    memory_io.put("fit_descriptor", 0, name=[], shape=[], data=[])
+    config = saved(Net(1e6), tmp_path / "net.pt", precision="fp16")
+    with pytest.raises(ConfigError, match=r"descriptor\.precision: got 'fp16'"):
+        Describe(config).run(0, memory_io)
+
+
 def test_the_torchvision_form_of_sscd_runs_in_low_precision(tmp_path: Path) -> None:
     torch.manual_seed(0)
     state = {f"backbone.{key}": value for key, value in sscd_resnet50(512).state_dict().items()}
     torch.save(state, tmp_path / "sscd.pt")
     config = DescriptorConfig.model_validate({"name": f"sscd:{tmp_path / 'sscd.pt'}", "precision": "bf16"})
-    assert open_calibrated(config, {}, islice(crops_of_installed_photographs(0), 3)).dim == 512
+    assert open_calibrated(config, {}, islice(crops_of_installed_photographs(0), 2)).dim == 512
 
 
 def test_the_precision_is_part_of_the_model_only_where_it_is_low(tmp_path: Path) -> None:
