@@ -106,7 +106,7 @@ class Backbone:
         self.license = loaded.license
         self.digest = weights_digest(config, key)
         self.size_px = self.preparation.size_px
-        self._config = config
+        self._config, self._key = config, key
         self._pooled = loaded.pooled
         self._model = loaded.model.to(config.device)
         self._shift, self._scale = (
@@ -141,7 +141,7 @@ class Backbone:
         if not np.isfinite(found).all():
             raise ValueError(
                 f"{self._config.name!r} gives features that are no finite numbers in {self._config.precision}; "
-                "allowed: embed.precision=bf16 or fp32, and weights that are whole"
+                f"allowed: {self._key}.precision=bf16 or fp32, and weights that are whole"
             )
         return found
 

@@ -507,6 +507,54 @@ _TABLES = (
         ),
     ),
     Table(
+        name="recall_sample",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one picture of the sample whose edges are searched exactly, of those that some shards of the pool could "
+        "give, sorted by image_id; part = group of shards; gone when recall_pairs stands",
+        schema=_schema(
+            _ID,
+            ("order", pa.uint64(), "place in the seeded draw"),
+            ("vector", pa.list_(pa.float16()), "its descriptor"),
+        ),
+    ),
+    Table(
+        name="recall_pairs",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one sampled picture and one of some shards that an exact search finds to be its copy, sorted; part = "
+        "group of shards",
+        schema=_schema(
+            ("image_id", pa.int64(), "picture of the sample"),
+            ("other_id", pa.int64(), "picture of the pool or of a benchmark"),
+            ("similarity", pa.float32(), "cosine, exact fp32"),
+            ("is_reference", pa.bool_(), "the other one is of a benchmark"),
+        ),
+    ),
+    Table(
+        name="edge_recall",
+        root="run",
+        kind="output",
+        parts="single",
+        row="what sampled pictures were held against: pool, and benchmark where there is one",
+        schema=_schema(
+            ("kind", pa.string(), "pool | benchmark"),
+            ("threshold", pa.float32(), "cosine from which on a pair counts: that of duplicates, that of leakage"),
+            ("num_pictures", pa.int64(), "of the pool that near kept"),
+            ("num_sampled", pa.int64(), "those that were searched exactly"),
+            ("num_edges", pa.int64(), "pairs that the exact search found"),
+            ("num_found", pa.int64(), "those that edges, or reference_edges, hold"),
+            ("recall", pa.float32(), "num_found / num_edges; null where there is none"),
+            (
+                "recall_at_least",
+                pa.float32(),
+                "95 % lower bound (Wilson, one-sided, pairs taken as independent); the recall where all were searched",
+            ),
+        ),
+    ),
+    Table(
         name="components",
         root="run",
         kind="output",
@@ -976,6 +1024,7 @@ UNDER_WAY = (
     "edge_vectors",
     "edge_keypoints",
     "edge_proposals",
+    "recall_sample",
 )
 # Tables of visits hold times: they are outside every comparison, and do not say which rows are done.
 LOGS = ("fetch_log",)

@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from curation.dedup.components import Components, Duplicates, DuplicatesConfig
 from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import Describe, FitDescriptor
+from curation.dedup.edge_recall import EdgeRecall
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
 from curation.dedup.groups import Near, NearGroups
 from curation.dedup.leakage import Leakage, LeakageConfig, Leaks
@@ -141,6 +142,8 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
 
 
 def _ordered(recipe: CurateRecipe) -> list[Stage]:
+    duplicate = recipe.duplicates.resolved_threshold(recipe.descriptor, recipe.edges)
+    leakage = recipe.leakage.resolved_threshold(recipe.descriptor, recipe.edges)
     return [
         # lines -> addresses that may be fetched
         ScreenKeys(recipe.screen),
@@ -163,6 +166,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         Describe(recipe.descriptor),
         FitQuantiser(recipe.edges),
         Edges(recipe.edges, recipe.descriptor, [name for name, query in recipe.queries.items() if query.is_checked]),
+        EdgeRecall(recipe.edges, duplicate, leakage),
         Components(recipe.duplicates, recipe.descriptor, recipe.edges),
         Leaks(recipe.leakage, recipe.descriptor, recipe.edges),
         FitEmbedder(recipe.embed),
@@ -181,6 +185,6 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         Candidates(recipe.retrieve, recipe.queries),
         Neighbours(recipe.retrieve, recipe.queries),
         Offers(recipe.retrieve, recipe.queries),
-        Selection(recipe.select, recipe.queries, recipe.leakage.resolved_threshold(recipe.descriptor, recipe.edges)),
+        Selection(recipe.select, recipe.queries, leakage),
         Export(recipe.export),
     ]

@@ -212,6 +212,10 @@ def build(folder: Path) -> SmallRun:
     names = ("threshold", "num_edges", "num_components", "num_pictures", "num_dropped", "largest")
     rows = [dict(zip(names, row, strict=True)) | {"in_use": row[0] == 0.6} for row in sweep]
     small.write("component_sweep", 0, rows)
+    searched = {"num_pictures": 7, "num_sampled": 5}
+    of_pool = {"kind": "pool", "threshold": 0.6, "num_edges": 4, "num_found": 3, "recall": 0.75, "recall_at_least": 0.4}
+    of_benchmark = {"kind": "benchmark", "threshold": 0.45, "num_edges": 0, "num_found": 0}
+    small.write("edge_recall", 0, [{**searched, **of_pool}, {**searched, **of_benchmark}])
     small.write("url_duplicates", 0, [{"image_id": SECOND + 4, "first_id": FIRST}])
     state = {
         "recipe": "small", "pool": str(small.pool), "folders": {}, "truth": None, "parts": {},

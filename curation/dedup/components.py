@@ -130,8 +130,8 @@ def components_of_edges(
     kept = _elected(io, numbers, component, len(leasts)) if policy == "component" else _centres(io, edges, ids)
     columns = [ids, ids[leasts][component], ids[kept], highest]
     table = pa.table([pa.array(column) for column in columns], schema=TABLES["components"].schema)
-    num_kept = sum(_num_kept(io, shard) for shard in shards)
-    return table, sizes_table(np.bincount(component), num_kept)
+    num_pictures = sum(num_kept(io, shard) for shard in shards)
+    return table, sizes_table(np.bincount(component), num_pictures)
 
 
 def _elected(io: TaskIO, numbers: Numbers, component: np.ndarray, num_components: int) -> np.ndarray:
@@ -157,7 +157,7 @@ def _centres(io: TaskIO, edges: NumberedEdges, ids: np.ndarray) -> np.ndarray:
     return found.centres(rank)
 
 
-def _num_kept(io: TaskIO, shard: int) -> int:
+def num_kept(io: TaskIO, shard: int) -> int:
     """Pictures of a shard that near left."""
     return int(np.count_nonzero(io.read(io.part("near", shard), ["keep"])["keep"].to_numpy()))
 

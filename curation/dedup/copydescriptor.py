@@ -9,6 +9,9 @@
     torchvision ResNet-50.
 ``timm:NAME``
     A timm model with weights from ``weights``; as many numbers as it has features.
+``open_clip:NAME/TAG``
+    The image tower of an open_clip model with weights from ``weights``, opened as an embedder is: it is shown a square
+    of its own size out of the middle of a picture.
 
 Thresholds belong to the descriptor. A descriptor without known ones needs them in the recipe.
 """
@@ -16,16 +19,17 @@ Thresholds belong to the descriptor. A descriptor without known ones needs them 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 from pydantic import Field
 
-from curation.backbones import IMAGENET_MEAN, IMAGENET_STD
+from curation.backbones import IMAGENET_MEAN, IMAGENET_STD, BackboneConfig, open_backbone
 from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 
 WEIGHT_FREE = "sift-vlad-dct"
+_ALLOWED = f"{WEIGHT_FREE}, sscd:PATH, timm:NAME, open_clip:NAME/TAG"
 _PROBE_PX = 288  # a black picture, to learn how many features a model has
 
 
@@ -47,18 +51,21 @@ KNOWN_THRESHOLDS = {
 class DescriptorConfig(Config):
     """Which descriptor finds copies."""
 
-    name: str = Field(WEIGHT_FREE, description="sift-vlad-dct, sscd:PATH or timm:NAME")
-    weights: str | None = Field(None, json_schema_extra=EXECUTION, description="file of timm weights, told by content")
+    name: str = Field(WEIGHT_FREE, description=f"one of {_ALLOWED}")
+    weights: str | None = Field(None, json_schema_extra=EXECUTION, description="file of timm or open_clip weights")
     duplicate_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
     leakage_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
     fit_pictures: int = Field(2000, ge=1, description="of sift-vlad-dct: pictures that fit words and whitening")
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
     fit_seed: int = 0
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        "fp32", description="of the products of models with weights; held against fp32 before work"
+    )
     device: str = Field("cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION, description="filled in")
 
     @property
     def kind(self) -> str:
-        """sift-vlad-dct, sscd or timm."""
+        """sift-vlad-dct, sscd, timm or open_clip."""
         return self.name.partition(":")[0]
 
     @property
@@ -71,13 +78,21 @@ class DescriptorConfig(Config):
         """Key of the recipe that names that file, for messages."""
         return "descriptor.name" if self.kind == "sscd" else "descriptor.weights"
 
+    @property
+    def backbone(self) -> BackboneConfig:
+        """An open_clip model as it is opened; one picture at a time, so that no other decides its last bits."""
+        return BackboneConfig(
+            name=self.name, weights=self.weights, precision=self.precision, batch_size=1, device=self.device
+        )
+
     def model_values(self) -> dict[str, Any]:
-        """What decides the vectors: the name without a path, the digest of the weights, the fit."""
+        """What decides the vectors: the name without a path, the digest of the weights, the fit; a precision if low."""
         if self.kind == WEIGHT_FREE:
             return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards, self.fit_seed]}
         name = "sscd" if self.kind == "sscd" else self.name
         path = self.weights_path
-        return {"name": name, "weights_sha256": file_sha256(path, key=self.weights_key) if path else None}
+        low = {} if self.precision == "fp32" else {"precision": self.precision}
+        return {"name": name, "weights_sha256": file_sha256(path, key=self.weights_key) if path else None, **low}
 
     def thresholds(self) -> Thresholds:
         """The recipe's thresholds, the descriptor's own where the recipe gives none.
@@ -103,14 +118,16 @@ class DescriptorConfig(Config):
         """Refuse before any work what cannot run.
 
         Raises:
-            ConfigError: unknown name, missing weights or thresholds.
+            ConfigError: unknown name, missing weights or thresholds, a precision that nothing is computed in.
         """
         rest = self.name.partition(":")[2]
-        if not (self.name == WEIGHT_FREE or (self.kind in ("sscd", "timm") and rest)):
+        is_whole = all(self.backbone.clip) if self.kind == "open_clip" else bool(rest)
+        if not (self.name == WEIGHT_FREE or (self.kind in ("sscd", "timm", "open_clip") and is_whole)):
             raise ConfigError(
-                f"descriptor.name: got {self.name!r}, allowed: {WEIGHT_FREE}, sscd:PATH, timm:NAME; "
-                f"{WEIGHT_FREE} needs no weights"
+                f"descriptor.name: got {self.name!r}, allowed: {_ALLOWED}; {WEIGHT_FREE} needs no weights"
             )
+        if self.name == WEIGHT_FREE and self.precision != "fp32":
+            raise ConfigError(f"descriptor.precision: got {self.precision!r}, allowed with {WEIGHT_FREE}: fp32")
         path = self.weights_path
         if self.name != WEIGHT_FREE and not (path and Path(path).is_file()):
             raise ConfigError(
@@ -130,37 +147,55 @@ class Descriptor(Protocol):
 
 
 def open_descriptor(config: DescriptorConfig, fit: dict[str, np.ndarray]) -> Descriptor:
-    """Load a descriptor; ``fit`` holds the arrays that ``fit_descriptor`` stores, empty for models with weights."""
+    """Load a descriptor; ``fit`` holds the arrays that ``fit_descriptor`` stores, empty for models with weights.
+
+    What a low precision makes of it is not looked at here: see ``curation.dedup.calibration.open_calibrated``.
+    """
     config.check()
     if config.kind == WEIGHT_FREE:
         from curation.dedup.siftvlad import SiftVladDct
 
         return SiftVladDct(fit)
+    if config.kind == "open_clip":
+        return BackboneDescriptor(config.backbone)
+    path, how = str(config.weights_path), {"device": config.device, "precision": config.precision}
     if config.kind == "sscd":
-        return TorchDescriptor(load_sscd(str(config.weights_path)), device=config.device)
-    return TorchDescriptor(load_timm(config.name.partition(":")[2], str(config.weights_path)), device=config.device)
+        return TorchDescriptor(load_sscd(path), **how)
+    return TorchDescriptor(load_timm(config.name.partition(":")[2], path), **how)
+
+
+def unit(features: np.ndarray) -> np.ndarray:
+    """Float [D] to a unit vector, float32 [D].
+
+    Raises:
+        ValueError: a feature is no finite number.
+    """
+    if not np.isfinite(features).all():
+        raise ValueError("the descriptor gives features that are no finite numbers; allowed: descriptor.precision=fp32 "
+                         "and weights that are whole")  # fmt: skip
+    return np.asarray(features / max(float(np.linalg.norm(features)), 1e-12), np.float32)
 
 
 # --- models with weights --------------------------------------------------------------------------------------------
 
 
 class TorchDescriptor:
-    """A torch model over 288-px pictures in fp32, one at a time: each keeps its aspect, as SSCD's README asks."""
+    """A torch model over 288-px pictures, one at a time: each keeps its aspect, as SSCD's README asks."""
 
-    def __init__(self, model: Any, *, device: str) -> None:
+    def __init__(self, model: Any, *, device: str, precision: str = "fp32") -> None:
         import torch
 
         torch.set_num_threads(1)
         torch.backends.cudnn.deterministic = True
         torch.backends.cudnn.benchmark = False
         self.device = device
+        self._kind = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
         self.model = model.to(self.device).eval()
         self.dim = len(self._features(np.zeros((_PROBE_PX, _PROBE_PX, 3), np.uint8)))
 
     def vector(self, rgb: np.ndarray) -> np.ndarray:
         """See ``Descriptor``."""
-        features = self._features(rgb)
-        return np.asarray(features / max(float(np.linalg.norm(features)), 1e-12), np.float32)
+        return unit(self._features(rgb))
 
     def _features(self, rgb: np.ndarray) -> np.ndarray:
         import torch
@@ -168,8 +203,22 @@ class TorchDescriptor:
         with torch.inference_mode():
             pixels = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(2, 0, 1)[None].float() / 255
             mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
-            features = self.model((pixels - mean) / std).flatten(1)[0].float().cpu().numpy()
+            # Weights stay fp32, as those of embedders do.
+            with torch.autocast(self.device, self._kind, enabled=self._kind is not None):
+                features = self.model((pixels - mean) / std).flatten(1)[0].float().cpu().numpy()
         return np.asarray(features, np.float32)
+
+
+class BackboneDescriptor:
+    """A model that is opened as an embedder, over squares, one at a time."""
+
+    def __init__(self, config: BackboneConfig) -> None:
+        self._backbone = open_backbone(config, "descriptor")
+        self.dim = self._backbone.dim
+
+    def vector(self, rgb: np.ndarray) -> np.ndarray:
+        """See ``Descriptor``."""
+        return unit(self._backbone.embed(self._backbone.prepare(rgb)[None])[0])
 
 
 def load_sscd(path: str) -> Any:

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from curation.dedup.copydescriptor import WEIGHT_FREE, Descriptor, DescriptorConfig, open_descriptor
+from curation.dedup.calibration import open_calibrated
+from curation.dedup.copydescriptor import WEIGHT_FREE, Descriptor, DescriptorConfig
 from curation.dedup.near import rows_at
 from curation.modelfacts import ModelFacts
 from curation.schema import TABLES, vector_schema
@@ -195,8 +196,12 @@ class Describe(ShardStage):
 
     def models(self) -> list[ModelFacts]:
         """The descriptor."""
+        if self.config.kind == "open_clip":
+            from curation.outline import backbone_facts
+
+            return [backbone_facts(self.config.backbone, "descriptor")]
         name = self.config.kind if self.config.kind == "sscd" else self.config.name
-        facts = ModelFacts(name=name, takes="288 px")
+        facts = ModelFacts(name=name, takes="288 px", precision=self.config.precision)
         path = self.config.weights_path
         if path is None:
             from curation.dedup.siftvlad import DIM
@@ -218,7 +223,8 @@ class Describe(ShardStage):
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Decode the 288-px pictures one by one."""
         if self._model is None:
-            self._model = open_descriptor(self.config, table_to_arrays(io.table("fit_descriptor")))
+            fit = table_to_arrays(io.table("fit_descriptor"))
+            self._model = open_calibrated(self.config, fit, crops_of_installed_photographs(0))
         rows = io.rows
         table = io.table("detections", PLACE)
         at = rows_at(table["image_id"].to_numpy(), rows["image_id"].to_numpy())

@@ -17,7 +17,7 @@ from curation.dedup.near import rows_at
 from curation.dedup.verification import keypoints_of_shard, verify
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Part
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
-from training.config import Config, ConfigError
+from training.config import EXECUTION, Config, ConfigError
 
 FLOOR_BELOW_THRESHOLD = 0.05
 MIN_PICTURES_PER_LIST = 39  # what Faiss asks for, or its centroids are pictures rather than means
@@ -33,12 +33,15 @@ class EdgesConfig(Config):
     num_lists: int = Field(
         16, ge=1, le=65_536
     )  # 16 up to 50,000 pictures; about one for 3,000 above. One list = one task
-    # Of 16 lists, 8 and 12 find all 274 edge ends of `smoke` at the threshold (join.edge_recall), 4 find 268.
+    # Of 16 lists, 8 and 12 find all 117 pairs of `smoke` at the threshold, 4 find 114 (edges.recall_sample=5000).
     probes: int = Field(12, ge=1)  # lists that a pool picture probes
     reference_probes: int = Field(16, ge=1)  # lists that a benchmark picture probes; they are few, so all of 16
     fit_pictures: int = Field(20_000, ge=1)  # sample of the quantiser
     fit_shards: int = Field(64, ge=1)
-    fit_seed: int = 0
+    fit_seed: int = 0  # and of the sample below
+    recall_sample: int = Field(
+        1000, ge=0, json_schema_extra=EXECUTION, description="pictures that are searched exactly, to tell the recall"
+    )
     verify: Literal["none", "sift"] = Field(
         "none", description="sift: local features of two pictures decide whether they are copies, not their cosine"
     )

@@ -190,35 +190,24 @@ def join_references(
     return ids[order], reference_ids[order], similarity[order]
 
 
-def edge_recall(
-    vectors: np.ndarray, centroids: np.ndarray, *, floor: float, probes: int, sample: int = 1000, seed: int = 0
-) -> tuple[int, int]:
-    """How many edges of a sample the lists find, against an exact search of all pairs.
+def pairs_between(left: np.ndarray, right: np.ndarray, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All rows of ``left`` and ``right`` that are near, without lists.
 
     Args:
-        vectors: float32 [N, D], fp16 values.
-        centroids: float32 [L, D].
-        floor: cosine of an edge.
-        probes: lists that a picture probes.
-        sample: pictures to search for exactly, against all N.
-        seed: of the draw.
+        left: float32 [N, D], fp16 values.
+        right: float32 [M, D], fp16 values.
+        floor: cosine of a pair.
 
     Returns:
-        Edges found, edges there are; each counted from the sampled end.
+        Rows of ``left`` and of ``right`` (int64 [P]), similarity (float32 [P]).
     """
-    seen = assign(vectors, centroids, probes)
-    home = seen[:, 0]
-    chosen = np.sort(np.random.Generator(np.random.PCG64(seed)).permutation(len(vectors))[:sample])
-    found = total = 0
-    for i, j in _candidates(vectors[chosen], vectors, floor):
-        left, right = chosen[i], j
-        apart = left != right
-        left, right = left[apart], right[apart]
-        edge = similarities(vectors, vectors, left, right) >= np.float32(floor)
-        left, right = left[edge], right[edge]
-        total += len(left)
-        found += int((looks_into(seen[left], home[right]) | looks_into(seen[right], home[left])).sum())
-    return found, total
+    found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
+    for i, j in _candidates(left, right, floor):
+        similarity = similarities(left, right, i, j)
+        high = similarity >= np.float32(floor)
+        found.append((i[high], j[high], similarity[high]))
+    i, j, similarity = (np.concatenate(column) for column in zip(*found, strict=True))
+    return i, j, similarity
 
 
 def fit_centroids(vectors: np.ndarray, num_lists: int, seed: int) -> np.ndarray:

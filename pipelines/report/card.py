@@ -85,6 +85,7 @@ def card(database: Database, recipe: Mapping[str, Any], finished: str) -> dict[s
         "hosts": _hosts(connection, counts["num_images"]),
         "models": list(_models(settings, recipe)),
         "thresholds": list(_thresholds(sections)),
+        "edge_recall": _report(connection, "edge_recall"),
         "policy": _policy(connection, sections),
         "limits": list(_limits(sections)),
         "contact": sections["fetch"]["contact"] or None,

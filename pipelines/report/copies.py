@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
+from curation.dedup.edge_recall import told_of_recall
+
 _WIDTH, _HEIGHT, _GAP = 520, 250, 40  # of one of two drawings beside each other
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 44, 30  # margins inside it
 _NUM_TICKS = 5
@@ -26,6 +28,11 @@ def told_of_threshold(row: dict[str, Any]) -> str:
         f"{row['num_pictures']:,}; components: {row['num_components']:,}; the largest holds {row['largest']:,}, "
         f"{row['share_largest']:.2%} of the pictures that near left."
     )
+
+
+def told_of_search(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """What the rows of the report ``edge_recall`` say, a sentence each."""
+    return [f"Of the search: {told_of_recall(row)}." for row in rows]
 
 
 def classes_of_sizes(rows: Sequence[dict[str, Any]]) -> list[tuple[str, int, int, float]]:

@@ -14,7 +14,7 @@ from typing import Any
 
 from curation.query import run_sql
 from pipelines.report.copies import STYLE as STYLE_OF_COPIES
-from pipelines.report.copies import classes_of_sizes, sweep_svg, told_of_threshold
+from pipelines.report.copies import classes_of_sizes, sweep_svg, told_of_search, told_of_threshold
 from pipelines.report.funnel import FunnelRow, funnel
 from pipelines.report.retrieval import notes, query_sets, told
 from pipelines.report.thumbnails import ReadRange, Thumbnail, chosen, dropped
@@ -212,6 +212,7 @@ def _copies(connection: Any) -> Iterator[str]:
     in_use = [told_of_threshold(row) for row in rows if row["in_use"]]
     text = " ".join([*in_use, "The curves tell what other thresholds would do."])
     yield _heading("copies", "Copies", text)
+    yield from (f"<p>{escape(line)}</p>" for line in told_of_search(_dicts(connection, "edge_recall")))
     yield sweep_svg(rows)
     sizes = classes_of_sizes(_dicts(connection, "component_sizes"))
     if sizes:

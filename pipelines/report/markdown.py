@@ -8,6 +8,8 @@ from typing import Any
 
 import yaml
 
+from curation.dedup.edge_recall import told_of_recall
+
 _ROLES = {"pool": "curated", "query": "query set", "benchmark": "kept apart from"}
 _MODES = {"as_is": "as is", "sample": "sample", "cluster": "cluster", "balanced": "balanced"}
 _KEPT = {
@@ -256,6 +258,9 @@ def _thresholds(card: Card) -> Iterator[str]:
         [_code(row["verdict"]), _code(row["reason"]), row["dropped"], _code(row["key"])] for row in card["thresholds"]
     ]
     yield _table(["verdict", "reason", "what is dropped", "key"], rows)
+    if card["edge_recall"]:
+        yield _text("Copies and leaks are searched for, and an exact search of a sample tells how many were found:")
+        yield _list(f"{told_of_recall(row)}." for row in card["edge_recall"])
 
 
 def _policy(card: Card) -> Iterator[str]:

@@ -92,6 +92,15 @@ def test_reports_of_components(small_run: Any):
     assert list(run_sql(small_run.connect(), "component_sweep").share_dropped) == [0] * 4
 
 
+def test_report_of_the_search(small_run: Any):
+    found = run_sql(small_run.connect(), "edge_recall")
+    assert found.kind.tolist() == ["pool", "benchmark"]
+    assert found.num_found.tolist() == [3, 0]
+    assert found.recall.isna().tolist() == [False, True]
+    (small_run.run / "edge_recall" / "part-000000000.parquet").unlink()
+    assert len(run_sql(small_run.connect(), "edge_recall")) == 0
+
+
 def test_reports_of_leakage(small_run: Any):
     small_run.match_a_test_picture()
     connection = small_run.connect()

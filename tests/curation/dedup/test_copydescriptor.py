@@ -1,6 +1,7 @@
 """Descriptors by name: unit vectors that depend on the pixels only, thresholds that belong to them, readable errors."""
 
 import io
+import json
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ from curation.dedup.copydescriptor import (
     open_descriptor,
     sscd_resnet50,
 )
-from curation.dedup.describe import MIN_FIT_PICTURES
+from curation.dedup.describe import MIN_FIT_PICTURES, Describe
 from curation.dedup.siftvlad import (
     DIM,
     MIRROR,
@@ -226,6 +227,51 @@ def test_a_timm_model_has_as_many_numbers_as_features(tmp_path: Path) -> None:
     assert np.linalg.norm(vector) == pytest.approx(1, abs=1e-5)
 
 
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> DescriptorConfig:
+    """An open_clip model of a few weights."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("clip")
+    tower = {"image_size": 64, "layers": 2, "width": 64, "patch_size": 32}
+    text = {"context_length": 8, "vocab_size": 64, "width": 32, "heads": 2, "layers": 1}
+    shape = {"embed_dim": 16, "vision_cfg": tower, "text_cfg": text}
+    (folder / "lvd-copies.json").write_text(json.dumps(shape))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(1)
+    torch.save(open_clip.create_model("lvd-copies").state_dict(), folder / "clip.pt")
+    name, weights = "open_clip:lvd-copies/mine", str(folder / "clip.pt")
+    return DescriptorConfig(name=name, weights=weights, duplicate_threshold=0.9, leakage_threshold=0.8)
+
+
+def test_an_open_clip_model_gives_what_open_clip_gives(clip: DescriptorConfig) -> None:
+    import open_clip
+
+    descriptor = open_descriptor(clip, {})
+    model, _, transform = open_clip.create_model_and_transforms("lvd-copies", pretrained=clip.weights)
+    for rgb in (picture(0, 96, 150), picture(1, 70, 64)):
+        with torch.inference_mode():
+            wanted = model.eval().encode_image(transform(Image.fromarray(rgb))[None])[0].numpy()
+        vector = descriptor.vector(rgb)
+        assert vector.shape == (16,) == (descriptor.dim,)
+        np.testing.assert_allclose(vector, wanted / np.linalg.norm(wanted), atol=1e-5)
+
+
+def test_an_open_clip_model_is_told_before_it_is_loaded(clip: DescriptorConfig) -> None:
+    clip.check()
+    (facts,) = Describe(clip).models()
+    assert (facts.name, facts.takes, facts.dim, facts.precision) == ("open_clip:lvd-copies/mine", "64 px", 16, "fp32")
+    values = clip.model_values()
+    assert values == {"name": clip.name, "weights_sha256": facts.sha256}
+    with pytest.raises(
+        ConfigError, match=r"descriptor\.duplicate_threshold: got none, and none is known for 'open_clip:"
+    ):
+        clip.model_copy(update={"duplicate_threshold": None}).check()
+    unknown = clip.model_copy(update={"name": "open_clip:No/tag"})
+    with pytest.raises(ConfigError, match=r"descriptor\.name: got 'open_clip:No/tag'; open_clip has no model 'No'"):
+        Describe(unknown).models()
+
+
 # --- thresholds and errors
 
 
@@ -249,13 +295,16 @@ def test_the_fingerprint_holds_the_weights_and_not_their_path(tmp_path: Path) ->
     [
         (
             {"name": "magic"},
-            "descriptor.name: got 'magic', allowed: sift-vlad-dct, sscd:PATH, timm:NAME; sift-vlad-dct needs",
+            "descriptor.name: got 'magic', allowed: sift-vlad-dct, sscd:PATH, timm:NAME, open_clip:NAME/TAG; sift-vlad",
         ),
         (
             {"name": "sscd:/no/such.pt"},
             "descriptor.name: got '/no/such.pt', which is no file; allowed: a path of weights",
         ),
         ({"name": "timm:resnet18"}, "descriptor.weights: got None, which is no file"),
+        ({"name": "open_clip:ViT-B-32/openai"}, "descriptor.weights: got None, which is no file"),
+        ({"name": "open_clip:ViT-B-32"}, "descriptor.name: got 'open_clip:ViT-B-32', allowed: sift-vlad-dct, sscd"),
+        ({"precision": "fp16"}, "descriptor.precision: got 'fp16', allowed with sift-vlad-dct: fp32"),
     ],
 )
 def test_bad_names_and_files_are_one_readable_line(config: dict[str, str], message: str) -> None:

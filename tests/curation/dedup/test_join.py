@@ -7,12 +7,12 @@ from curation.dedup import join
 from curation.dedup.join import (
     Members,
     assign,
-    edge_recall,
     exact_similarity,
     fit_centroids,
     join_list,
     join_references,
     nearest_in_list,
+    pairs_between,
     similarities,
 )
 
@@ -57,8 +57,6 @@ def test_lists_find_what_they_say(num_lists: int, probes: int) -> None:
     slow = all_edges(vectors, ids, 0.5)
     assert set(found) <= set(slow)
     assert all(slow[pair] == similarity for pair, similarity in found.items()), "the same bits"
-    expected, total = edge_recall(vectors, centroids, floor=0.5, probes=probes, sample=len(vectors))
-    assert (expected, total) == (2 * len(found), 2 * len(slow))
     if probes == num_lists:
         assert found == slow
 
@@ -106,6 +104,17 @@ def test_similarities_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.Mon
     a, b = unit_vectors(6, 20), unit_vectors(7, 10)
     i, j = (np.random.default_rng(0).integers(0, num, num_pairs) for num in (60, 30))
     assert similarities(a, b, i, j).tobytes() == exact_similarity(a[i], b[j]).tobytes()
+
+
+def test_pairs_without_lists_are_all_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = unit_vectors(10, 40)
+    ids = np.arange(len(vectors))
+    monkeypatch.setattr(join, "BLOCK_ROWS", 11)
+    i, j, similarity = pairs_between(vectors[::3], vectors, 0.5)
+    found = {(3 * int(a), int(b)): s for a, b, s in zip(i, j, similarity, strict=True) if 3 * a < b}
+    slow = all_edges(vectors, ids, 0.5)
+    assert found == {pair: s for pair, s in slow.items() if pair[0] % 3 == 0}
+    assert len(i) == sum((a % 3 == 0) + (b % 3 == 0) for a, b in slow) + len(vectors[::3])
 
 
 def test_references_that_probe_all_lists_are_all_met() -> None:
