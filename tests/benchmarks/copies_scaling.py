@@ -12,7 +12,7 @@ has loaded all libraries. Counted are the stages from `look` (decoding, hashes, 
 what comes before look.
 
 Told besides: the largest component against the largest planted group, planted copies that ended with their original,
-distinct pictures that fell to another one, and the peak of memory by stage over that of the libraries.
+distinct pictures that fell to another one, and the peak of memory by stage.
 
 Prints tables, writes a JSON, and ends with two lines.
 """
@@ -26,6 +26,7 @@ import platform
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
@@ -46,7 +47,7 @@ from pipelines.session import Options, curate
 GOAL, MOST_SHARE, FEW = 1.3, 0.01, 20
 WARM_UP = 300
 BEFORE = ("screen_keys", "url_duplicates", "screened", "fetch", "fetched")
-PACKAGES = ("numpy", "scipy", "numba", "pyarrow", "opencv-python-headless", "imagehash", "pdqhash", "faiss-gpu", "pillow")
+PACKAGES = ("numpy", "numba", "pyarrow", "opencv-python-headless", "imagehash", "pdqhash", "faiss-gpu", "pillow")
 
 
 # --- one run, in a process of its own -------------------------------------------------------------------------------
@@ -90,13 +91,16 @@ def run_one(folder: Path, overrides: list[str]) -> dict[str, Any]:
     def say(line: str) -> None:
         print(line, file=sys.stderr, flush=True)
         if "CPU s" in line:  # of several stages that work shard by shard the first takes the peak of all
-            peaks[line.split(maxsplit=1)[0]] = status_bytes("VmHWM") - before
+            peaks[line.split(maxsplit=1)[0]] = status_bytes("VmHWM")
             reset_peak()
 
     reset_peak()
+    started = time.process_time()
     outcome = curate(recipe, quiet, say)
+    cpu_s = time.process_time() - started
     costs = {name: vars(cost) for name, cost in outcome.summary.costs.items()}
-    found = {"costs": costs, "wall_s": outcome.wall_s, "libraries_bytes": before, "peak_bytes": peaks}
+    found = {"costs": costs, "cpu_s": cpu_s, "wall_s": outcome.wall_s}
+    found |= {"libraries_bytes": before, "peak_bytes": peaks}
     return found | copies_found(folder)
 
 
@@ -175,12 +179,14 @@ def report(found: dict[int, dict[str, Any]], options: argparse.Namespace) -> int
     print("not in the sum, CPU s of the run")
     for stage in [*BEFORE, *(stage for stage in stages if stage.startswith("fit_"))]:
         row(stage, [found[size]["costs"].get(stage, {"cpu_s": 0.0})["cpu_s"] for size in sizes])
+    driver = {size: one["cpu_s"] - sum(cost["cpu_s"] for cost in one["costs"].values()) for size, one in found.items()}
+    row("the driver, with registration", list(driver.values()))
     row("wall s of the run, all in", [found[size]["wall_s"] for size in sizes])
     peaks = {size: {stage: one["peak_bytes"].get(stage, 0) / 1e6 for stage in stages} for size, one in found.items()}
-    print("peak MB over the libraries")
+    print("peak MB of the process")
     for stage in stages:
         row(stage, [peaks[size][stage] for size in sizes])
-    row("libraries", [found[size]["libraries_bytes"] / 1e6 for size in sizes])
+    row("when the run began", [found[size]["libraries_bytes"] / 1e6 for size in sizes])
     report_copies(found, sizes)
 
     told: dict[str, Any] = {
@@ -195,7 +201,9 @@ def report(found: dict[int, dict[str, Any]], options: argparse.Namespace) -> int
     }
     options.json.write_text(json.dumps(told, indent=1) + "\n")
     shares = [one["largest_mixed"] / one["pictures"] for one in found.values()]
-    fits = all(one["largest_mixed"] < FEW or share <= MOST_SHARE for one, share in zip(found.values(), shares, strict=True))
+    fits = all(
+        share <= MOST_SHARE or one["largest_mixed"] < FEW for share, one in zip(shares, found.values(), strict=True)
+    )
     print(
         f"copies_scaling largest component that was not planted {max(shares):.2%} of the pool "
         f"goal {MOST_SHARE:.0%} {'ok' if fits else 'MISSED'}"
@@ -228,10 +236,14 @@ def report_copies(found: dict[int, dict[str, Any]], sizes: list[int]) -> None:
     row("  share of the pool", [f"{one['distinct_joined'] / one['pictures']:.3%}" for one in ones])
 
 
+def numbers(text: str) -> list[int]:
+    return [int(one) for one in text.split(",")]
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with the picture sets")
-    parser.add_argument("--sizes", type=lambda text: [int(one) for one in text.split(",")], default=[5000, 15_000, 45_000])
+    parser.add_argument("--sizes", type=numbers, default=[5000, 15_000, 45_000], help="distinct pictures, as A,B,C")
     parser.add_argument("--edits", choices=("found", "all"), default="found", help="of the planted copies")
     parser.add_argument("--folder", type=Path, help="for pools and runs, kept; default: a temporary one")
     parser.add_argument("--json", type=Path, default=Path("docs/benchmarks/copies_scaling.json"))
