@@ -56,8 +56,8 @@ def near_groups(
 def group_near_pairs(io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int) -> pa.Table:
     """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time, and twice.
 
-    Memory: 9 bytes a pair and 8 a picture that is in one are held, and 0.2 for each row of the pool. Beside them ranking
-    takes about 130 a picture, and components and stars about 50 a pair.
+    Memory: 9 bytes a pair and 8 a picture that is in one are held, and 0.2 for each row of the pool. Beside them
+    ranking takes about 130 a picture, and components and stars about 50 a pair.
     """
     parts = [io.part("near_pairs", index) for index in range(num_parts)]
     numbers, num_pairs = Numbers(shards, shard_rows), 0
