@@ -7,7 +7,6 @@ Components and stars depend on the set of pairs only, never on the order of part
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,8 +15,8 @@ import pyarrow as pa
 from curation.dedup.near import NearConfig, blocked_distance, parse_hashes, rows_at
 from curation.dedup.near_codes import codes_of
 from curation.dedup.representatives import ranks_of, representatives, stars
-from curation.dedup.unionfind import connected_components
-from curation.schema import TABLES, Part, id_range
+from curation.dedup.unionfind import Numbers, connected_components
+from curation.schema import TABLES, id_range
 from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
 
 # --- pure functions -------------------------------------------------------------------------------------------------
@@ -31,7 +30,7 @@ def near_groups(
     Nodes with equal codes are one node of the star graph, as the chain of zero distances says.
 
     Args:
-        a: node, int64 or int32 [E].
+        a: node, int64 or uint32 [E].
         b: node, of the same kind [E].
         distance: bits, whole numbers [E].
         rank: rank as representative, int64 [N].
@@ -54,34 +53,27 @@ def near_groups(
 # --- stages ---------------------------------------------------------------------------------------------------------
 
 
-def ids_in_pairs(io: TaskIO, parts: Sequence[Part]) -> tuple[np.ndarray, int]:
-    """Ids of all pictures that are in a pair, int64, ascending, and the number of pairs."""
-    ids, fresh, num_fresh, num_pairs = np.empty(0, np.int64), [np.empty(0, np.int64)], 0, 0
+def group_near_pairs(io: TaskIO, *, shards: list[int], shard_rows: int, num_parts: int) -> pa.Table:
+    """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time, and twice.
+
+    Memory: 9 bytes a pair and 8 a picture that is in one are held, and 0.2 for each row of the pool. Beside them
+    ranking takes about 130 a picture, and components and stars about 50 a pair.
+    """
+    parts = [io.part("near_pairs", index) for index in range(num_parts)]
+    numbers, num_pairs = Numbers(shards, shard_rows), 0
     for part in parts:
         pairs = io.read(part, ["a", "b"])
         num_pairs += pairs.num_rows
-        fresh.append(np.unique(np.concatenate([pairs["a"].to_numpy(), pairs["b"].to_numpy()])))
-        num_fresh += len(fresh[-1])
-        if num_fresh > len(ids):  # so that all merges together take no longer than a few of the whole
-            ids, fresh, num_fresh = np.unique(np.concatenate([ids, *fresh])), [], 0
-    return np.unique(np.concatenate([ids, *fresh])), num_pairs
-
-
-def group_near_pairs(io: TaskIO, *, shards: list[int], num_parts: int) -> pa.Table:
-    """The table ``near_groups`` from all parts of ``near_pairs``, read one at a time.
-
-    Memory: 9 bytes a pair and 8 a picture that is in one are held. Beside them ranking takes about 130 a picture, and
-    components and stars about 50 a pair.
-    """
-    parts = [io.part("near_pairs", index) for index in range(num_parts)]
-    ids, num_pairs = ids_in_pairs(io, parts)
-    a, b, distance = np.empty(num_pairs, np.int32), np.empty(num_pairs, np.int32), np.empty(num_pairs, np.uint8)
+        for name in ("a", "b"):
+            numbers.see(pairs[name].to_numpy())
+    numbers.close()
+    ids = numbers.ids()
+    a, b, distance = np.empty(num_pairs, np.uint32), np.empty(num_pairs, np.uint32), np.empty(num_pairs, np.uint8)
     end = 0
     for part in parts:
         pairs = io.read(part)
         start, end = end, end + pairs.num_rows
-        a[start:end] = np.searchsorted(ids, pairs["a"].to_numpy())
-        b[start:end] = np.searchsorted(ids, pairs["b"].to_numpy())
+        a[start:end], b[start:end] = numbers.of(pairs["a"].to_numpy()), numbers.of(pairs["b"].to_numpy())
         distance[start:end] = pairs["distance_bits"].to_numpy()
     rank, sha256 = ranks_of(io, ids, shards)
     centre, bits = near_groups(a, b, distance, rank=rank)
@@ -108,6 +100,7 @@ class NearGroups(GlobalStage):
     def run(self, context: Context, map: Map) -> None:  # noqa: A002
         """One task over all pairs."""
         shards = context.shards("pool")
+        rows = [row["shard_rows"] for row in context.sources().to_pylist() if row["role"] == "pool"]
         num_parts = self.config.key_ranges
         reads = tuple(context.part("near_pairs", index) for index in range(num_parts)) + tuple(
             context.part(table, shard) for table in ("safety", "hashes", "images") for shard in shards
@@ -116,7 +109,7 @@ class NearGroups(GlobalStage):
             [
                 Task(
                     function=group_near_pairs,
-                    args={"shards": shards, "num_parts": num_parts},
+                    args={"shards": shards, "shard_rows": max(rows, default=1), "num_parts": num_parts},
                     reads=reads,
                     writes=context.part("near_groups", 0),
                 )

@@ -44,6 +44,14 @@ def hashes_in(io: Any, rows: dict[int, list[tuple[int, str, int]]]) -> None:
         io.put("images", shard, image_id=ids, sha256=names, num_bytes=[100] * len(ids))
         io.put("safety", shard, image_id=ids)
         io.keep("safety", shard, ids, names)
+    sources_in(io, rows)
+
+
+def sources_in(io: Any, rows: dict[int, Any]) -> None:
+    """The sources of some shards; none has more than ten rows."""
+    ids = [shard // 1_000_000 for shard in rows if shard % 1_000_000 == 0]
+    roles = [io.roles[source * 1_000_000] for source in ids]
+    io.put("sources", 0, source_id=ids, name=[f"set{i}" for i in ids], role=roles, shard_rows=[10] * len(ids))
 
 
 def test_near_verdicts(memory_io: Any) -> None:
@@ -108,9 +116,7 @@ def vectors_in(io: Any, rows: dict[int, list[np.ndarray]]) -> None:
             pa.chunked_array([pa.array(ids)]), pa.chunked_array([pa.array(names)]), np.array(vectors).reshape(-1, 512)
         )
         io.tables[io.part("descriptors", shard)] = table
-    ids = [shard // 1_000_000 for shard in rows if shard % 1_000_000 == 0]
-    roles = [io.roles[source * 1_000_000] for source in ids]
-    io.put("sources", 0, source_id=ids, name=[f"set{i}" for i in ids], role=roles, shard_rows=[10] * len(ids))
+    sources_in(io, rows)
 
 
 def chain(io: Any) -> None:
