@@ -10,6 +10,7 @@ and each pair is written by one task.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -20,7 +21,7 @@ from curation.represent.nearest import MARGINS, Precision, multiplies_bf16
 LENGTH_MARGIN = 1e-3  # by how much fp16 values of a unit vector may have another length, twice
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 1024  # scores of a GEMM; what it writes stays in the processor's cache
 ASSIGN_SCORES = 1 << 20  # held at once while vectors are assigned; 4 MiB
-LEAST_BF16 = 1 << 21  # scores of a list; torch takes seconds to import
+LEAST_BF16, LEAST_TO_IMPORT = 1 << 16, 1 << 21  # scores of a GEMM; torch takes seconds to import
 MOST_RESCORED = 4  # times as many as are wanted; where bf16 leaves more, fp32 takes its place
 
 
@@ -47,7 +48,8 @@ def similarities(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> 
 
 def precision_for(num_scores: int) -> Precision:
     """Of a GEMM of so many scores: bf16 where the processor multiplies by it and that pays. It changes no byte."""
-    return "bf16" if num_scores >= LEAST_BF16 and multiplies_bf16() else "fp32"
+    least = LEAST_BF16 if "torch" in sys.modules else LEAST_TO_IMPORT
+    return "bf16" if num_scores >= least and multiplies_bf16() else "fp32"
 
 
 def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> np.ndarray:

@@ -32,21 +32,24 @@ ROWS = 200_000
 PARQUETS = ("tiny_imagenet_100c", "cifar10_jpg_22k")
 TARS = ("pool_imagenet_300", "pool_coco_48", "pool_caltech_background_80")
 FIT_PICTURES, WORKERS, BLOCK = 2000, 2, 500
-LATENT, PICTURES_PER_CENTRE, SPREAD, NOISE = 128, 100, 1.5, 1.0
+LATENT, PICTURES_PER_CENTRE, SPREAD, NOISE = 128, 20, 1.5, 1.0
 FARTHEST_COPY = 0.4  # cosine
 
 
 def made_vectors(num: int) -> np.ndarray:
-    """Unit vectors around centres; 5 % are copies of others, at cosines of 0.4 to 0.99. Fp16 values, float32 [N, 512].
+    """Unit vectors around centres; a fifth are copies of others, at cosines of 0.4 to 0.99.
 
-    The centres lie in 48 dimensions, as the bulk of a descriptor's variance does, and noise in all 512.
+    The centres lie in 128 dimensions, and noise in all. Two vectors of one centre have a cosine of 0.3 on average.
+
+    Returns:
+        fp16 values, float32 [N, 512].
     """
     draw = np.random.default_rng(0)
     centres = draw.standard_normal((max(1, num // PICTURES_PER_CENTRE), LATENT), np.float32)
     latent = centres[draw.integers(0, len(centres), num)] + SPREAD * draw.standard_normal((num, LATENT), np.float32)
     lift = draw.standard_normal((LATENT, DIM), np.float32) / 7
     rows = unit(latent @ lift + NOISE * draw.standard_normal((num, DIM), np.float32))
-    planted = num // 20
+    planted = num // 5
     cosine = draw.uniform(FARTHEST_COPY, 0.99, (planted, 1)).astype(np.float32)
     of = rows[planted : 2 * planted]
     aside = draw.standard_normal((planted, DIM), np.float32)
