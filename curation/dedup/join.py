@@ -56,8 +56,8 @@ def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> np.nd
     """The lists that each vector probes, best first: its home and the next ones. Equal scores go by the lower number.
 
     Args:
-        vectors: float [N, D], fp16 values.
-        centroids: float [L, D], fp16 values.
+        vectors: float32 [N, D], fp16 values of about unit length.
+        centroids: float32 [L, D], the same.
         num_probes: lists to probe, cut to L.
 
     Returns:

@@ -130,9 +130,11 @@ def ours(case: Case, centroids: np.ndarray, probes: int) -> tuple[Edges, dict[st
     seen = assign(case.vectors, centroids, probes)
     seconds = {"assign": clock()}
     made = []
-    for number, rows in enumerate(by_list(seen, len(centroids))):
-        members = Members(rows, case.vectors[rows], seen[rows, 0], seen[rows])
-        made.append(join_list(members, number, case.threshold))
+    lists = by_list(seen, len(centroids))
+    held = np.empty((max(map(len, lists)), DIM), np.float32)  # new memory for each list costs more than copying does
+    for number, rows in enumerate(lists):
+        vectors = np.take(case.vectors, rows, axis=0, out=held[: len(rows)], mode="clip")
+        made.append(join_list(Members(rows, vectors, seen[rows, 0], seen[rows]), number, case.threshold))
     a, b, cosine = (np.concatenate(column) for column in zip(*made, strict=True))
     seconds["join"] = clock()
     edges = cut_to_most(np.concatenate([a, b]), np.concatenate([b, a]), np.concatenate([cosine, cosine]))
