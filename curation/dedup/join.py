@@ -1,23 +1,28 @@
 """The join of copy descriptors: who is near whom, list by list, scored exactly.
 
 A coarse quantiser cuts the vectors into lists. Each picture has a home list and probes its nearest ones. A list joins
-the pictures at home in it with all that probe it: one GEMM per pair of blocks, then each candidate is scored again from
-the stored fp16 vectors. That score is exact: fp64 holds products and sums of fp16 numbers below 1 without rounding, so
-no order of summation, block or machine can change it. Centroids are rounded to fp16 for the same reason: all tasks see
-the same home for a picture, and each pair is written by one task.
+the pictures at home in it with all that probe it: one GEMM per pair of blocks, in bf16 where there is much to multiply
+and the processor has it, then each candidate is scored again from the stored fp16 vectors. That score is exact: fp64
+holds products and sums of fp16 numbers below 1 without rounding, so no order of summation, block, precision of the GEMM
+or machine can change it. Centroids are rounded to fp16 for the same reason: all tasks see the same home for a picture,
+and each pair is written by one task.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-GEMM_MARGIN = 1e-3  # fp32 GEMM of unit vectors is off by less; candidates are scored again
-BLOCK_ROWS = 4096
-BLOCK_PAIRS = 4096  # scored exactly at once; 16 MiB an array
-ASSIGN_SCORES = 1 << 22  # held at once while vectors are assigned; 32 MiB an array
+from curation.represent.nearest import MARGINS, Precision, multiplies_bf16
+
+LENGTH_MARGIN = 1e-3  # by how much fp16 values of a unit vector may have another length, twice
+BLOCK_ROWS, BLOCK_COLUMNS = 512, 1024  # scores of a GEMM; what it writes stays in the processor's cache
+ASSIGN_SCORES = 1 << 20  # held at once while vectors are assigned; 4 MiB
+LEAST_BF16, LEAST_TO_IMPORT = 1 << 16, 1 << 21  # scores of a GEMM; torch takes seconds to import
+MOST_RESCORED = 4  # times as many as are wanted; where bf16 leaves more, fp32 takes its place
 
 
 class Members(NamedTuple):
@@ -29,48 +34,60 @@ class Members(NamedTuple):
     probes: np.ndarray  # int32 [N, P], the lists that a picture looks into, its home the first; -1 where not known
 
 
-def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Cosine of row i of ``a`` and row i of ``b``, float32 [N]; the rows hold fp16 values.
+def similarities(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
+    """Cosine of rows ``i`` of ``a`` [N, D] and rows ``j`` of ``b`` [M, D], float32 [P]; the rows hold fp16 values.
 
     Each product of fp16 values is a multiple of 2**-48 and sums over unit vectors stay near 1: fp64 adds them exactly.
     """
-    left, right = a.astype(np.float64), b.astype(np.float64)
-    dot, left_square, right_square = (left * right).sum(1), (left * left).sum(1), (right * right).sum(1)
-    length = np.sqrt(left_square) * np.sqrt(right_square)
-    return np.asarray(dot / np.maximum(length, 1e-12), np.float32)
+    from curation.dedup.joinloops import cosines
 
-
-def similarities(a: np.ndarray, b: np.ndarray, i: np.ndarray, j: np.ndarray) -> np.ndarray:
-    """``exact_similarity`` of rows ``i`` of ``a`` [N, D] and rows ``j`` of ``b`` [M, D], float32 [P], in blocks."""
     found = np.empty(len(i), np.float32)
-    for start in range(0, len(i), BLOCK_PAIRS):
-        block = slice(start, start + BLOCK_PAIRS)
-        found[block] = exact_similarity(a[i[block]], b[j[block]])
+    cosines(a, b, i, j, found)
     return found
+
+
+def precision_for(num_scores: int) -> Precision:
+    """Of a GEMM of so many scores: bf16 where the processor multiplies by it and that pays. It changes no byte."""
+    least = LEAST_BF16 if "torch" in sys.modules else LEAST_TO_IMPORT
+    return "bf16" if num_scores >= least and multiplies_bf16() else "fp32"
 
 
 def assign(vectors: np.ndarray, centroids: np.ndarray, num_probes: int) -> np.ndarray:
     """The lists that each vector probes, best first: its home and the next ones. Equal scores go by the lower number.
 
     Args:
-        vectors: float [N, D], fp16 values.
-        centroids: float [L, D], fp16 values.
+        vectors: float32 [N, D], fp16 values of about unit length.
+        centroids: float32 [L, D], the same.
         num_probes: lists to probe, cut to L.
 
     Returns:
         int32 [N, P].
     """
-    num_probes = min(num_probes, len(centroids))
-    wide = centroids.astype(np.float64).T
+    from curation.dedup.joinloops import nearest_first
+
+    num_lists, num_probes = len(centroids), min(num_probes, len(centroids))
     probes = np.empty((len(vectors), num_probes), np.int32)
-    rows = max(1, ASSIGN_SCORES // len(centroids))
-    for start in range(0, len(vectors), rows):
-        scores = -(vectors[start : start + rows].astype(np.float64) @ wide)
-        if num_probes < len(centroids):  # the last that is let in, and all that equal it
-            last = np.partition(scores, num_probes - 1, axis=1)[:, num_probes - 1]
-            scores[scores > last[:, None]] = np.inf
-        probes[start : start + rows] = np.argsort(scores, axis=1, kind="stable")[:, :num_probes]
+    precision = precision_for(len(vectors) * num_lists)
+    step = max(1, ASSIGN_SCORES // num_lists)
+    for start in range(0, len(vectors), step):
+        block = vectors[start : start + step]
+        scores = _scores(block, centroids, precision)
+        last = np.partition(scores, num_lists - num_probes, axis=1)[:, num_lists - num_probes]
+        floors = last - np.float32(2 * MARGINS[precision])
+        num_scored = nearest_first(scores, floors, block, centroids, probes[start : start + step])
+        if num_scored > MOST_RESCORED * len(block) * num_probes:
+            precision = "fp32"
     return probes
+
+
+def _scores(a: np.ndarray, b: np.ndarray, precision: Precision) -> np.ndarray:
+    """Products of rows, float32 [N, M], off by less than the margin of the precision."""
+    if precision == "fp32":
+        return np.asarray(a @ b.T)
+    import torch
+
+    left, right = (torch.from_numpy(rows).bfloat16() for rows in (a, b))
+    return np.asarray((left @ right.T).float().numpy())
 
 
 def looks_into(probes: np.ndarray, lists: np.ndarray) -> np.ndarray:
@@ -79,11 +96,53 @@ def looks_into(probes: np.ndarray, lists: np.ndarray) -> np.ndarray:
 
 
 def _candidates(left: np.ndarray, right: np.ndarray, floor: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    for start in range(0, len(left), BLOCK_ROWS):
-        for other in range(0, len(right), BLOCK_ROWS):
-            scores = left[start : start + BLOCK_ROWS] @ right[other : other + BLOCK_ROWS].T
-            i, j = np.nonzero(scores >= floor - GEMM_MARGIN)
+    """Rows of ``left`` and of ``right`` whose cosine may reach the floor, block by block."""
+    from curation.dedup.joinloops import at_least
+
+    precision = precision_for(len(left) * len(right))
+    lowest: Any = np.float32(floor - MARGINS[precision] - LENGTH_MARGIN)
+    if precision == "bf16" and lowest > 0:
+        # Bits of numbers above zero are ordered as the numbers are, and those of numbers below zero are below them.
+        blocks, lowest = _bf16_blocks(left, right), np.int16(lowest.view(np.int32) >> 16)
+    else:
+        blocks = _fp32_blocks(left, right)
+    for start, other, scores in blocks:
+        i, j = at_least(scores, lowest)
+        if len(i):
             yield i + start, j + other
+
+
+Blocks = Iterator[tuple[int, int, np.ndarray]]  # first row of each, and scores, valid until the next
+
+
+def _fp32_blocks(left: np.ndarray, right: np.ndarray) -> Blocks:
+    """Scores as float32 [R, C]."""
+    held = np.empty(BLOCK_ROWS * BLOCK_COLUMNS, np.float32)
+    for start in range(0, len(left), BLOCK_ROWS):
+        rows = left[start : start + BLOCK_ROWS]
+        for other in range(0, len(right), BLOCK_COLUMNS):
+            columns = right[other : other + BLOCK_COLUMNS].T
+            scores = held[: len(rows) * columns.shape[1]].reshape(len(rows), -1)
+            yield start, other, np.matmul(rows, columns, out=scores)
+
+
+def _bf16_blocks(left: np.ndarray, right: np.ndarray) -> Blocks:
+    """Scores as the bits of bf16, int16 [R, C]."""
+    import torch
+
+    all_rows, all_columns = (torch.from_numpy(vectors).bfloat16() for vectors in (left, right))
+    held = torch.empty(BLOCK_ROWS * BLOCK_COLUMNS, dtype=torch.bfloat16)
+    for start in range(0, len(left), BLOCK_ROWS):
+        rows = all_rows[start : start + BLOCK_ROWS]
+        for other in range(0, len(right), BLOCK_COLUMNS):
+            columns = all_columns[other : other + BLOCK_COLUMNS].T
+            scores = held[: len(rows) * columns.shape[1]].view(len(rows), -1)
+            yield start, other, torch.mm(rows, columns, out=scores).view(torch.int16).numpy()
+
+
+def _taken(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows, ascending, no copy where they are all there are."""
+    return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
 def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -97,7 +156,7 @@ def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndar
     at_home = np.flatnonzero(members.home == list_number)
     visitors = np.flatnonzero((members.probes == list_number).any(1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    for i, j in _candidates(members.vectors[at_home], members.vectors[visitors], floor):
+    for i, j in _candidates(members.vectors[at_home], _taken(members.vectors, visitors), floor):
         left, right = at_home[i], visitors[j]
         other_home = members.home[right]
         elsewhere = (other_home < list_number) & looks_into(members.probes[left], other_home)
@@ -132,19 +191,23 @@ def nearest_in_list(members: Members, others: Members, list_number: int, *, floo
     """
     at_home = np.flatnonzero(members.home == list_number)
     visitors = np.flatnonzero((others.probes == list_number).any(1))
+    margin = float(MARGINS["fp32"] + LENGTH_MARGIN)
     found = [Nearest(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    for start in range(0, len(at_home), BLOCK_ROWS):
+    for start in range(0, len(at_home) * (num_nearest > 0), BLOCK_ROWS):
         homes = at_home[start : start + BLOCK_ROWS]
-        best = found[0]
-        for first in range(0, len(visitors), BLOCK_ROWS):
-            near = visitors[first : first + BLOCK_ROWS]
-            scores = members.vectors[homes] @ others.vectors[near].T
-            i, j = np.nonzero(scores >= floor - GEMM_MARGIN)
+        least = np.full(len(homes), floor, np.float32)  # what the nearest of each have, as far as is known
+        parts = [found[0]]
+        for _, first, scores in _fp32_blocks(members.vectors[homes], _taken(others.vectors, visitors)):
+            near = visitors[first : first + scores.shape[1]]
+            if len(near) > num_nearest:
+                kth = np.partition(scores, len(near) - num_nearest - 1, axis=1)[:, len(near) - num_nearest - 1]
+                least = np.maximum(least, kth)  # itself may be one of them, so one more is taken
+            i, j = np.nonzero(scores >= (least - np.float32(2 * margin))[:, None])
             home, other = homes[i], near[j]
             apart = members.ids[home] != others.ids[other]
-            more = Nearest(home[apart], other[apart], scores[i, j][apart])
-            # Scores of the GEMM choose who is scored exactly: nobody who may be among the nearest is left out.
-            best = _first_of_each(_joined(best, more), others.ids, num_nearest, margin=2 * GEMM_MARGIN)
+            parts.append(Nearest(home[apart], other[apart], scores[i, j][apart]))
+        # Scores of the GEMM choose who is scored exactly: nobody who may be among the nearest is left out.
+        best = _first_of_each(_joined(*parts), others.ids, num_nearest, margin=2 * margin)
         exact = similarities(members.vectors, others.vectors, best.home, best.other)
         high = exact >= np.float32(floor)
         best = Nearest(best.home[high], best.other[high], exact[high])
@@ -180,7 +243,7 @@ def join_references(
     at_home = np.flatnonzero(members.home == list_number)
     visitors = np.flatnonzero((references.probes == list_number).any(1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    for i, j in _candidates(members.vectors[at_home], references.vectors[visitors], floor):
+    for i, j in _candidates(members.vectors[at_home], _taken(references.vectors, visitors), floor):
         left, right = at_home[i], visitors[j]
         similarity = similarities(members.vectors, references.vectors, left, right)
         high = similarity >= np.float32(floor)

@@ -25,16 +25,19 @@ _LEAST_ROWS, _MOST_ROWS = {"cpu": 64, "cuda": 256}, {"cpu": 512, "cuda": 1 << 16
 _LEAST_BF16, _MOST_RESCORED = 1024, 1 / 50
 
 
-def fastest_precision(num_centroids: int, device: Device = "cpu") -> Precision:
-    """bf16 where the device multiplies by it and there are enough centroids for that to pay."""
-    if num_centroids < _LEAST_BF16:
-        return "fp32"
+def multiplies_bf16(device: Device = "cpu") -> bool:
+    """Whether the device has instructions for it."""
     import torch
 
     if device == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     has = torch.cpu.get_capabilities()
-    return "bf16" if has.get("avx512_bf16") or has.get("amx_bf16") else "fp32"
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def fastest_precision(num_centroids: int, device: Device = "cpu") -> Precision:
+    """bf16 where the device multiplies by it and there are enough centroids for that to pay."""
+    return "bf16" if num_centroids >= _LEAST_BF16 and multiplies_bf16(device) else "fp32"
 
 
 class Nearest(NamedTuple):

@@ -12,10 +12,10 @@ from curation.dedup.copydescriptor import DescriptorConfig
 from curation.dedup.describe import vectors_table
 from curation.dedup.edge_recall import EdgeRecall, Pairs, told_of_recall, wilson_lower
 from curation.dedup.edges import Edges, EdgesConfig, FitQuantiser
-from curation.dedup.join import exact_similarity
 from curation.retrieve import retrieve
 from curation.retrieve.retrieve import drawn
 from curation.schema import image_ids
+from tests.curation.dedup.test_join import exact_similarity
 
 DUPLICATE, LEAKAGE = 0.6, 0.5
 DESCRIPTOR = DescriptorConfig(duplicate_threshold=DUPLICATE, leakage_threshold=LEAKAGE)

@@ -7,7 +7,6 @@ from curation.dedup import join
 from curation.dedup.join import (
     Members,
     assign,
-    exact_similarity,
     fit_centroids,
     join_list,
     join_references,
@@ -15,6 +14,14 @@ from curation.dedup.join import (
     pairs_between,
     similarities,
 )
+from curation.represent.nearest import MARGINS
+
+
+def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosines of rows as plain NumPy has them, float32 [N]."""
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    dot, left_square, right_square = (left * right).sum(1), (left * left).sum(1), (right * right).sum(1)
+    return np.asarray(dot / np.maximum(np.sqrt(left_square) * np.sqrt(right_square), 1e-12), np.float32)
 
 
 def unit_vectors(seed: int, num: int, copies: int = 3, dim: int = 64) -> np.ndarray:
@@ -89,6 +96,34 @@ def test_probes_are_the_best_lists_in_any_blocks(monkeypatch: pytest.MonkeyPatch
     np.testing.assert_array_equal(assign(vectors, centroids, num_probes), expected)
 
 
+@pytest.mark.parametrize("floor", [0.5, 0.02, -0.2])
+def test_no_precision_and_no_block_changes_a_bit(monkeypatch: pytest.MonkeyPatch, floor: float) -> None:
+    vectors, centroids = unit_vectors(10, 60), unit_vectors(11, 9, copies=1)
+    ids = np.arange(len(vectors))
+
+    def joined() -> list[np.ndarray]:
+        everyone = members(vectors, centroids, 4, ids)
+        return [everyone.probes, *(column for number in range(9) for column in join_list(everyone, number, floor))]
+
+    expected = joined()
+    for precision, rows, columns, scores in (("fp32", 7, 9, 30), ("bf16", 512, 1024, 1 << 20), ("bf16", 7, 9, 30)):
+        monkeypatch.setattr(join, "precision_for", lambda num_scores, precision=precision: precision)
+        monkeypatch.setattr(join, "BLOCK_ROWS", rows)
+        monkeypatch.setattr(join, "BLOCK_COLUMNS", columns)
+        monkeypatch.setattr(join, "ASSIGN_SCORES", scores)
+        assert [array.tobytes() for array in joined()] == [array.tobytes() for array in expected]
+
+
+def test_bf16_is_off_by_less_than_its_margin() -> None:
+    """Vectors that lie halfway between numbers of bf16, rounded the same way in every dimension."""
+    halfway = np.full((1, 512), np.float16(2**-5 * (1 + 2.0**-8 + 2.0**-10)), np.float32)
+    halfway = np.concatenate([halfway, np.full((1, 512), np.float16(2**-5 * (1 - 2.0**-9)), np.float32)])
+    for vectors in (halfway, unit_vectors(12, 300, dim=512), unit_vectors(13, 100, dim=1024)):
+        rounded = join._scores(vectors, vectors, "bf16")
+        exact = vectors.astype(np.float64) @ vectors.T.astype(np.float64)
+        assert np.abs(rounded - exact).max() < MARGINS["bf16"]
+
+
 def test_similarity_is_exact() -> None:
     """Permuting the dimensions changes the order of every sum, and no bit of the result."""
     vectors = unit_vectors(4, 100, dim=512)
@@ -98,9 +133,8 @@ def test_similarity_is_exact() -> None:
     np.testing.assert_array_equal(exact_similarity(vectors, vectors), np.ones(len(vectors), np.float32))
 
 
-@pytest.mark.parametrize("num_pairs", [0, 9, 10, 1001])
-def test_similarities_in_blocks_are_those_of_all_at_once(monkeypatch: pytest.MonkeyPatch, num_pairs: int) -> None:
-    monkeypatch.setattr(join, "BLOCK_PAIRS", 10)
+@pytest.mark.parametrize("num_pairs", [0, 1, 1001])
+def test_similarities_are_those_of_numpy(num_pairs: int) -> None:
     a, b = unit_vectors(6, 20), unit_vectors(7, 10)
     i, j = (np.random.default_rng(0).integers(0, num, num_pairs) for num in (60, 30))
     assert similarities(a, b, i, j).tobytes() == exact_similarity(a[i], b[j]).tobytes()
@@ -142,9 +176,10 @@ def test_a_fit_of_nothing_and_of_little() -> None:
 
 
 @pytest.mark.parametrize("num_nearest", [0, 1, 5, 1000])
-@pytest.mark.parametrize("rows", [7, 4096])
+@pytest.mark.parametrize("rows", [7, 512])
 def test_the_nearest_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch, num_nearest: int, rows: int) -> None:
     monkeypatch.setattr(join, "BLOCK_ROWS", rows)
+    monkeypatch.setattr(join, "BLOCK_COLUMNS", rows)
     vectors = unit_vectors(4, 40)
     vectors[50:60] = vectors[49]  # equally near: the least ids
     ids = np.random.default_rng(5).permutation(1000)[: len(vectors)].astype(np.int64)

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from curation.dedup.join import exact_similarity
 from curation.represent import semdedup
 from curation.represent.alike import Before, in_order, ranked
 from curation.schema import UNDER_WAY
@@ -18,6 +17,13 @@ from pipelines.runner import InlineExecutor
 MADE = runpy.run_path(str(Path(__file__).parents[1] / "retrieve" / "conftest.py"))
 unit, sha256_of = MADE["unit"], MADE["sha256_of"]
 Rows = list[tuple[int, int, float, int]]  # image_id, nearest_id, similarity, representative_id
+
+
+def exact_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosines of rows, float32 [N]."""
+    left, right = a.astype(np.float64), b.astype(np.float64)
+    dot, left_square, right_square = (left * right).sum(1), (left * left).sum(1), (right * right).sum(1)
+    return np.asarray(dot / np.maximum(np.sqrt(left_square) * np.sqrt(right_square), 1e-12), np.float32)
 
 
 def slow(vectors: dict[int, np.ndarray], cluster: dict[int, int], near: dict[int, float], **config: Any) -> Rows:
