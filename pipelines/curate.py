@@ -136,7 +136,7 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            if isinstance(stage, (LookStage, Describe, Embed, FitKmeans, Clusters, Candidates)):
+            if isinstance(stage, (LookStage, Describe, Edges, Embed, FitKmeans, Clusters, Candidates)):
                 stage.resources = Resources(gpus=1)
     return stages
 

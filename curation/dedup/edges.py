@@ -189,7 +189,7 @@ def members_of_list(io: TaskIO, *, pieces: list[int], list_number: int) -> Membe
 def edges_of_list(io: TaskIO, *, pieces: list[int], list_number: int, floor: float) -> pa.Table:
     """One part of ``edges`` that nobody verifies."""
     members = members_of_list(io, pieces=pieces, list_number=list_number)
-    return _not_verified(join_list(members, list_number, floor), "edges")
+    return _not_verified(join_list(members, list_number, floor, io.device), "edges")
 
 
 def proposals_of_list(
@@ -206,7 +206,7 @@ def proposals_of_list(
         num_nearest: of each picture.
     """
     members = members_of_list(io, pieces=pieces, list_number=list_number)
-    a, b, similarity = join_list(members, list_number, floor)
+    a, b, similarity = join_list(members, list_number, floor, io.device)
     near = nearest_in_list(members, members, list_number, floor=verify_floor, num_nearest=num_nearest)
     low = near.similarity < np.float32(floor)
     left, right = members.ids[near.home[low]], members.ids[near.other[low]]
@@ -271,7 +271,7 @@ def reference_edges_of_list(
     references = members_of_list(io, pieces=reference_pieces, list_number=list_number)
     if not len(members.ids) or not len(references.ids):
         return TABLES["reference_edges"].schema.empty_table()
-    pairs = join_references(members, references, list_number, floor)
+    pairs = join_references(members, references, list_number, floor, io.device)
     if verify is None:
         return _not_verified(pairs, "reference_edges")
     near = nearest_in_list(

@@ -16,10 +16,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from curation.represent.nearest import MARGINS, Precision, multiplies_bf16
+from curation.represent.nearest import MARGINS, Device, Precision, multiplies_bf16, whole_sums
 
 LENGTH_MARGIN = 1e-3  # by how much fp16 values of a unit vector may have another length, twice
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 1024  # scores of a GEMM; what it writes stays in the processor's cache
+DEVICE_ROWS, DEVICE_COLUMNS = 8192, 16_384  # the same on a GPU; 270 MB, and a bit for each where they are compared
 ASSIGN_SCORES = 1 << 20  # held at once while vectors are assigned; 4 MiB
 LEAST_BF16, LEAST_TO_IMPORT = 1 << 16, 1 << 21  # scores of a GEMM; torch takes seconds to import
 MOST_RESCORED = 4  # times as many as are wanted; where bf16 leaves more, fp32 takes its place
@@ -95,10 +96,16 @@ def looks_into(probes: np.ndarray, lists: np.ndarray) -> np.ndarray:
     return np.asarray((probes == lists[:, None]).any(1))
 
 
-def _candidates(left: np.ndarray, right: np.ndarray, floor: float) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+Candidates = Iterator[tuple[np.ndarray, np.ndarray]]  # rows of the left and of the right, int64 [P] each
+
+
+def _candidates(left: np.ndarray, right: np.ndarray, floor: float, device: Device) -> Candidates:
     """Rows of ``left`` and of ``right`` whose cosine may reach the floor, block by block."""
     from curation.dedup.joinloops import at_least
 
+    if device == "cuda":
+        yield from torch_candidates(left, right, floor, device)
+        return
     precision = precision_for(len(left) * len(right))
     lowest: Any = np.float32(floor - MARGINS[precision] - LENGTH_MARGIN)
     if precision == "bf16" and lowest > 0:
@@ -110,6 +117,21 @@ def _candidates(left: np.ndarray, right: np.ndarray, floor: float) -> Iterator[t
         i, j = at_least(scores, lowest)
         if len(i):
             yield i + start, j + other
+
+
+def torch_candidates(left: np.ndarray, right: np.ndarray, floor: float, device: str) -> Candidates:
+    """The same on a device of torch. Only rows come back from there, so nearly all the work is its GEMM."""
+    import torch
+
+    lowest = floor - MARGINS["bf16"] - LENGTH_MARGIN
+    with whole_sums(), torch.inference_mode():
+        all_columns = torch.from_numpy(right).to(device).bfloat16()
+        for start in range(0, len(left), DEVICE_ROWS):
+            rows = torch.from_numpy(left[start : start + DEVICE_ROWS]).to(device).bfloat16()
+            for other in range(0, len(right), DEVICE_COLUMNS):
+                scores = rows @ all_columns[other : other + DEVICE_COLUMNS].T
+                i, j = (scores >= lowest).nonzero(as_tuple=True)
+                yield i.cpu().numpy() + start, j.cpu().numpy() + other
 
 
 Blocks = Iterator[tuple[int, int, np.ndarray]]  # first row of each, and scores, valid until the next
@@ -145,10 +167,13 @@ def _taken(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
     return vectors if len(rows) == len(vectors) else vectors[rows]
 
 
-def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def join_list(
+    members: Members, list_number: int, floor: float, device: Device = "cpu"
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges that one list answers for: between its pictures at home and all that probe it.
 
-    A pair whose homes probe each other is met by two lists; the one with the lower number writes it.
+    A pair whose homes probe each other is met by two lists; the one with the lower number writes it. The device changes
+    no byte.
 
     Returns:
         a, b (int64, a < b), similarity (float32), sorted by (a, b).
@@ -156,7 +181,7 @@ def join_list(members: Members, list_number: int, floor: float) -> tuple[np.ndar
     at_home = np.flatnonzero(members.home == list_number)
     visitors = np.flatnonzero((members.probes == list_number).any(1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    for i, j in _candidates(members.vectors[at_home], _taken(members.vectors, visitors), floor):
+    for i, j in _candidates(members.vectors[at_home], _taken(members.vectors, visitors), floor, device):
         left, right = at_home[i], visitors[j]
         other_home = members.home[right]
         elsewhere = (other_home < list_number) & looks_into(members.probes[left], other_home)
@@ -233,7 +258,7 @@ def _first_of_each(pairs: Nearest, ids: np.ndarray, num: int, *, margin: float) 
 
 
 def join_references(
-    members: Members, references: Members, list_number: int, floor: float
+    members: Members, references: Members, list_number: int, floor: float, device: Device = "cpu"
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Edges between the pool pictures at home in a list and the references that probe it.
 
@@ -243,7 +268,7 @@ def join_references(
     at_home = np.flatnonzero(members.home == list_number)
     visitors = np.flatnonzero((references.probes == list_number).any(1))
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    for i, j in _candidates(members.vectors[at_home], _taken(references.vectors, visitors), floor):
+    for i, j in _candidates(members.vectors[at_home], _taken(references.vectors, visitors), floor, device):
         left, right = at_home[i], visitors[j]
         similarity = similarities(members.vectors, references.vectors, left, right)
         high = similarity >= np.float32(floor)
@@ -265,7 +290,7 @@ def pairs_between(left: np.ndarray, right: np.ndarray, floor: float) -> tuple[np
         Rows of ``left`` and of ``right`` (int64 [P]), similarity (float32 [P]).
     """
     found = [(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))]
-    for i, j in _candidates(left, right, floor):
+    for i, j in _candidates(left, right, floor, "cpu"):
         similarity = similarities(left, right, i, j)
         high = similarity >= np.float32(floor)
         found.append((i[high], j[high], similarity[high]))

@@ -59,7 +59,7 @@ def widened(vectors: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
-def _whole_sums() -> Iterator[None]:
+def whole_sums() -> Iterator[None]:
     """A GEMM on the GPU adds in fp32, and rounds no factor that it was not given rounded."""
     import torch
 
@@ -147,7 +147,7 @@ class Centroids:
         import torch
 
         vectors = torch.from_numpy(block).to(self._held.device)
-        with _whole_sums():
+        with whole_sums():
             scores = (vectors.to(self._held.dtype) @ self._held.T).float()  # [R, K]
         row, column = (scores >= scores.amax(dim=1, keepdim=True) - 2 * self._margin).nonzero(as_tuple=True)
         self._mind(len(row), scores.numel())

@@ -28,6 +28,7 @@ class MemoryIO:
     scratch: Path = Path()
     allowed: frozenset[Part] | None = None
     memory_bytes: int = DEFAULT_MEMORY_BYTES
+    device: Any = "cpu"
 
     def part(self, table: str, index: int) -> Part:
         return Part(TABLES[table].root, table, index)

@@ -198,3 +198,19 @@ def test_the_nearest_are_those_of_a_sorted_list(monkeypatch: pytest.MonkeyPatch,
             num_home += 1
         assert pairs == wanted
     assert num_home == len(vectors)
+
+
+def test_what_a_device_proposes_holds_all_edges(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(join, "DEVICE_ROWS", 50)
+    monkeypatch.setattr(join, "DEVICE_COLUMNS", 70)
+    vectors = unit_vectors(6, 60)
+    left, right = vectors[:110], vectors[40:]
+    proposed = {
+        (i, j)
+        for rows in join.torch_candidates(left, right, 0.5, "cpu")
+        for i, j in zip(*(r.tolist() for r in rows), strict=True)
+    }
+    i, j, _ = pairs_between(left, right, 0.5)
+    edges = set(zip(i.tolist(), j.tolist(), strict=True))
+    assert edges <= proposed
+    assert len(proposed) < 1.2 * len(edges)
