@@ -201,7 +201,7 @@ class TorchDescriptor:
         import torch
 
         with torch.inference_mode():
-            pixels = torch.from_numpy(np.ascontiguousarray(rgb)).to(self.device).permute(2, 0, 1)[None].float() / 255
+            pixels = torch.from_numpy(np.array(rgb, order="C")).to(self.device).permute(2, 0, 1)[None].float() / 255
             mean, std = (torch.tensor(v, device=self.device).view(1, 3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
             # Weights stay fp32, as those of embedders do.
             with torch.autocast(self.device, self._kind, enabled=self._kind is not None):
