@@ -144,7 +144,7 @@ class FitDescriptor(GlobalStage):
     section = "descriptor"
     reads = ("hashes", "detections")
     writes = ("fit_descriptor",)
-    version = 2
+    version = 3
     config: DescriptorConfig
 
     def fingerprint_values(self) -> dict[str, Any]:
@@ -186,7 +186,7 @@ class Describe(ShardStage):
     after = "near"
     reads: ClassVar[tuple[str, ...]] = ("near", "detections", "fit_descriptor")
     writes = ("descriptors",)
-    version = 2
+    version = 3
     roles = ("pool", "query", "benchmark")
     config: DescriptorConfig
 

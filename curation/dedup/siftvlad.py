@@ -17,7 +17,8 @@ import numpy as np
 # Long side at which SIFT looks. Small pictures are enlarged, so that a copy at half size keeps its keypoints.
 SIDE_PX = 288
 NUM_KEYPOINTS = 400
-MIN_KEYPOINTS = 12
+# The VLAD of a few keypoints is like many others: with 12, planes and birds before a sky made one giant component.
+MIN_KEYPOINTS = 40
 SIFT_DIM = 64  # of 128, by PCA
 NUM_WORDS = 64
 VLAD_DIM = 909  # whitened axes
