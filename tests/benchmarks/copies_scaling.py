@@ -175,7 +175,7 @@ def report_copies(found: dict[int, dict[str, Any]], sizes: list[int]) -> None:
     for title, kind, column in (("planted copies with their original", "copies", 2), ("planted leaks", "leaks", 1)):
         print(title)
         for edit in ones[-1][kind]:
-            row(edit, [f"{one[kind][edit][column]}/{one[kind][edit][0]}" for one in ones if edit in one[kind]])
+            row(edit, [f"{one[kind][edit][column]}/{one[kind][edit][0]}" for one in ones])
         sums = [[sum(counts) for counts in zip(*one[kind].values(), strict=True)] for one in ones]
         row("all", [f"{counts[column]}/{counts[0]}" for counts in sums])
         if kind == "copies":

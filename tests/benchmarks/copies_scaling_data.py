@@ -138,14 +138,14 @@ def copies_found(folder: Path, threshold: float) -> dict[str, Any]:
     pattern = r"^(?P<leak>leak-)?(?:(?P<edit>[^-]+)-\d+-of-)?(?P<original>.+)\.jpg$"
     named = urls.location.str.extract(pattern)
     edit, id_of = named.edit.str.replace("_", " "), {name[:-4]: image for image, name in urls.location.items()}
-    copies: dict[str, list[int]] = {}
-    leaks: dict[str, list[int]] = {}
+    edits = sorted(edit.dropna().unique())
+    copies, leaks = {name: [0, 0, 0] for name in edits}, {name: [0, 0] for name in edits}
     for image in named.index[named.edit.notna()]:
         if pd.notna(named.leak[image]):
-            counts = leaks.setdefault(edit[image], [0, 0])
+            counts = leaks[edit[image]]
             counts[1] += int(image in end and end[image] in leaking)
         else:
-            counts, original = copies.setdefault(edit[image], [0, 0, 0]), id_of[named.original[image]]
+            counts, original = copies[edit[image]], id_of[named.original[image]]
             if image in end and original in end:
                 counts[1] += int(near[image] == near[original])
                 counts[2] += int(end[image] == end[original])
