@@ -12,7 +12,8 @@ has loaded all libraries. Counted are the stages from `look` (decoding, hashes, 
 what comes before look.
 
 Told besides: the largest component against the largest planted group, planted copies that ended with their original,
-distinct pictures that fell to another one, and the peak of memory by stage.
+distinct pictures that fell to another one, and the peak of memory by stage. Captions have one of three texts, which
+small pictures then share: the largest component is told without captioned pictures, too.
 
 Prints tables, writes a JSON, and ends with two lines.
 """
@@ -27,7 +28,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,9 +35,8 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import pandas as pd
 import yaml
-from copies_scaling_data import FOUND_EDITS, build, distinct_pictures
+from copies_scaling_data import FOUND_EDITS, WITHOUT, build, copies_found, distinct_pictures
 from copy_edits import EDITS
 
 from pipelines.curate import CurateRecipe
@@ -101,53 +100,7 @@ def run_one(folder: Path, overrides: list[str]) -> dict[str, Any]:
     costs = {name: vars(cost) for name, cost in outcome.summary.costs.items()}
     found = {"costs": costs, "cpu_s": cpu_s, "wall_s": outcome.wall_s}
     found |= {"libraries_bytes": before, "peak_bytes": peaks}
-    return found | copies_found(folder)
-
-
-def copies_found(folder: Path) -> dict[str, Any]:
-    """Where pictures ended: near groups and components together."""
-    urls = table(folder / "pool" / "urls", ["image_id", "source", "location"]).query("source == 'pool'")
-    name_of = urls.set_index("image_id").location.str.removesuffix(".jpg")
-    near = table(folder / "run" / "near", ["image_id", "representative_id"]).set_index("image_id").representative_id
-    columns = ["image_id", "component_id", "representative_id"]
-    duplicates = table(folder / "run" / "duplicates", columns).set_index("image_id")
-    ends = duplicates.component_id[near].set_axis(near.index)  # of every picture that safety kept
-    leakage = table(folder / "run" / "leakage", ["image_id", "keep"])
-    leaked = set(leakage[~leakage.keep].image_id)
-
-    planted = json.loads((folder / "planted.json").read_text())
-    id_of = {name: image for image, name in name_of.items()}
-    tried, by_near, together = Counter(), Counter(), Counter()
-    for copy, (original, edit) in planted.items():
-        mine, its = id_of[copy], id_of[original]
-        tried[edit] += 1
-        if mine in ends and its in ends:
-            by_near[edit] += int(near[mine] == near[its])
-            together[edit] += int(ends[mine] == ends[its])
-    # A component is planted where all its pictures come of one original.
-    origin = name_of[ends.index].map(lambda name: planted[name][0] if name in planted else name)
-    origin = origin.where(~origin.str.startswith("leak-"), origin.str.partition("-of-")[2])
-    frame = pd.DataFrame({"end": ends, "origin": origin})
-    groups = frame.groupby("end").origin.agg(["size", "nunique"])
-    largest = groups.sort_values("size").iloc[-1]
-    others = groups[groups["nunique"] > 1].sort_values("size")
-    leaks = [image for name, image in id_of.items() if name.startswith("leak-")]
-    leaking_ends = set(duplicates.component_id[list(leaked)])
-    return {
-        "pictures": len(near),
-        "largest": int(largest["size"]),
-        "largest_origins": int(largest["nunique"]),
-        "largest_mixed": int(others["size"].iloc[-1]) if len(others) else 0,
-        "largest_planted": max(Counter(original for original, _ in planted.values()).values(), default=0) + 1,
-        "distinct_joined": int((groups["nunique"] - 1).sum()),
-        "copies": {edit: [tried[edit], by_near[edit], together[edit]] for edit in tried},
-        "leaks": [len(leaks), sum(image in ends and ends[image] in leaking_ends for image in leaks)],
-        "dropped_as_leaks": len(leaked),
-    }
-
-
-def table(folder: Path, columns: list[str]) -> pd.DataFrame:
-    return pd.concat([pd.read_parquet(path, columns=columns) for path in sorted(folder.rglob("*.parquet"))])
+    return found | copies_found(folder, recipe.duplicates.resolved_threshold(recipe.descriptor, recipe.edges))
 
 
 # --- report ---------------------------------------------------------------------------------------------------------
@@ -219,19 +172,21 @@ def report_copies(found: dict[int, dict[str, Any]], sizes: list[int]) -> None:
         print(f"{name:<34}" + "".join(f"{value:>12}" for value in values))
 
     ones = [found[size] for size in sizes]
-    print("planted copies with their original")
-    for edit in ones[-1]["copies"]:
-        row(edit, [f"{one['copies'][edit][2]}/{one['copies'][edit][0]}" for one in ones])
-    sums = [[sum(column) for column in zip(*one["copies"].values(), strict=True)] for one in ones]
-    row("all", [f"{together}/{tried}" for tried, _, together in sums])
-    row("of them by hash", [str(by_near) for _, by_near, _ in sums])
-    row("planted leaks dropped", [f"{one['leaks'][1]}/{one['leaks'][0]}" for one in ones])
+    for title, kind, column in (("planted copies with their original", "copies", 2), ("planted leaks", "leaks", 1)):
+        print(title)
+        for edit in ones[-1][kind]:
+            row(edit, [f"{one[kind][edit][column]}/{one[kind][edit][0]}" for one in ones])
+        sums = [[sum(counts) for counts in zip(*one[kind].values(), strict=True)] for one in ones]
+        row("all", [f"{counts[column]}/{counts[0]}" for counts in sums])
+        if kind == "copies":
+            row("  by hash alone", [str(by_near) for _, by_near, _ in sums])
     row("pictures dropped as leaks", [str(one["dropped_as_leaks"]) for one in ones])
     row("largest planted group", [str(one["largest_planted"]) for one in ones])
     row("largest component", [str(one["largest"]) for one in ones])
     row("  share of the pool", [f"{one['largest'] / one['pictures']:.3%}" for one in ones])
     row("  originals in it", [str(one["largest_origins"]) for one in ones])
     row("largest of several originals", [str(one["largest_mixed"]) for one in ones])
+    row(f"  without pictures of {WITHOUT}", [str(one["largest_without"]) for one in ones])
     row("distinct that fell to another", [str(one["distinct_joined"]) for one in ones])
     row("  share of the pool", [f"{one['distinct_joined'] / one['pictures']:.3%}" for one in ones])
 

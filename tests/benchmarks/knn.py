@@ -46,6 +46,7 @@ from knn_vectors import DIM, ROWS, described, held_rows, made_vectors
 from curation.dedup import join
 from curation.dedup.copydescriptor import KNOWN_THRESHOLDS, WEIGHT_FREE
 from curation.dedup.join import BLOCK_COLUMNS, BLOCK_ROWS, Members, assign, fit_centroids, join_list, similarities
+from curation.dedup.siftvlad import unit
 
 MOST = 64  # edges of a picture
 GOAL, GOAL_RECALL = 5.0, 0.99
@@ -58,7 +59,8 @@ Edges = tuple[np.ndarray, np.ndarray, np.ndarray]
 class Case(NamedTuple):
     """Vectors, where an edge begins, and rows that are searched exactly."""
 
-    vectors: np.ndarray  # float32 [N, 512]
+    vectors: np.ndarray  # fp16 values, float32 [N, 512]
+    unit: np.ndarray  # the same at length 1, for Faiss, whose products are then the cosines of ours
     threshold: float
     asked: np.ndarray  # int64 [Q]
     truth: Edges  # of these rows: row, other row, cosine; at most 64 a row
@@ -99,7 +101,7 @@ def case_of(vectors: np.ndarray, threshold: float, num_asked: int) -> Case:
         edge = cosine >= np.float32(threshold)
         found.append(cut_to_most(i[edge], j[edge], cosine[edge]))
     row, other, cosine = (np.concatenate(column) for column in zip(*found, strict=True))
-    return Case(vectors, threshold, asked, (row, other, cosine))
+    return Case(vectors, unit(vectors), threshold, asked, (row, other, cosine))
 
 
 def least_probes(case: Case, centroids: np.ndarray) -> int:
@@ -168,21 +170,21 @@ def faiss_index(case: Case, centroids: np.ndarray, probes: int) -> Any:
     quantizer.add(centroids)
     index = faiss.IndexIVFFlat(quantizer, DIM, len(centroids), faiss.METRIC_INNER_PRODUCT)
     index.nprobe = probes
-    index.add(case.vectors)
+    index.add(case.unit)
     return index
 
 
 def faiss_edges(index: Any, case: Case, rows: np.ndarray, way: str) -> Edges:
-    """Edges that rows find."""
+    """Edges that rows find, not cut where `range_search` finds more."""
     if way == "range_search":
-        ends, cosine, other = index.range_search(case.vectors[rows], case.threshold)
+        ends, cosine, other = index.range_search(case.unit[rows], case.threshold)
         row = np.repeat(rows, np.diff(ends.astype(np.int64)))
     else:
-        near, found = index.search(case.vectors[rows], MOST + 1)
+        near, found = index.search(case.unit[rows], MOST + 1)
         i, j = np.nonzero((near >= case.threshold) & (found >= 0))
         row, other, cosine = rows[i], found[i, j], near[i, j]
     apart = row != other
-    return cut_to_most(row[apart], other[apart], cosine[apart])
+    return row[apart], other[apart], cosine[apart]
 
 
 def search_seconds(case: Case, centroids: np.ndarray, probes: int, *, rows: np.ndarray, way: str) -> np.ndarray:
@@ -190,7 +192,7 @@ def search_seconds(case: Case, centroids: np.ndarray, probes: int, *, rows: np.n
     clock = Clock()
     index = faiss_index(case, centroids, probes)
     added = clock()
-    faiss_edges(index, case, rows, way)
+    cut_to_most(*faiss_edges(index, case, rows, way))
     return added + clock() * len(case.vectors) / len(rows)
 
 
@@ -206,7 +208,10 @@ def missing(case: Case, edges: Edges) -> np.ndarray:
 
 
 def recall_of_faiss(case: Case, centroids: np.ndarray, probes: int, way: str) -> float:
-    """Of the asked rows; where one misses an edge, its other end is asked, too."""
+    """Of the asked rows; where one misses an edge, its other end is asked, too, and what both find is cut to 64.
+
+    A true edge is among the 64 nearest of its row, so that cut takes none of them.
+    """
     index = faiss_index(case, centroids, probes)
     found = faiss_edges(index, case, case.asked, way)
     others = np.unique(case.truth[1][missing(case, found)])
