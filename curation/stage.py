@@ -122,6 +122,9 @@ class Context(Protocol):
     def discard(self, parts: Iterable[Part]) -> None:
         """Remove parts that nothing will read again: tables in which a stage keeps what it has reached."""
 
+    def clear(self, tables: Iterable[str]) -> None:
+        """Remove whatever lies in such tables, also what other settings or a run that was killed left there."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Task:

@@ -136,7 +136,9 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            if isinstance(stage, (LookStage, Describe, Edges, Embed, FitKmeans, Clusters, Candidates)):
+            on_gpu = (LookStage, Describe, Embed, FitKmeans, Clusters, Candidates)
+            # Local features are compared on processors, and there are more of these.
+            if isinstance(stage, on_gpu) or (isinstance(stage, Edges) and recipe.edges.verify == "none"):
                 stage.resources = Resources(gpus=1)
     return stages
 

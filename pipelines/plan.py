@@ -116,6 +116,16 @@ class Ledger:
             self.stores[part.root].delete(part.path)
             self.forget(part)
 
+    def clear(self, tables: Iterable[str]) -> None:
+        """Remove whatever lies in tables of what is under way."""
+        run = self.stores["run"]
+        for table in tables:
+            for path in list(run.list(table)):
+                run.delete(path)
+            self.task_parts.pop(table, None)
+        for part in [part for part in self._footers if part.folder in tables]:
+            self.forget(part)
+
     def _there(self, part: Part) -> Footer:
         footer = self.footer(self.actual(part))
         if footer is None or part in self.unregistered:

@@ -217,6 +217,7 @@ class Components(GlobalStage):
         self.threshold = config.resolved_threshold(descriptor, edges)
         self.floor = edges.floors(descriptor)[0]
         self.num_parts = edges.num_lists
+        self.verified, self.min_places = edges.verify != "none", edges.min_places
 
     def fingerprint_values(self) -> dict[str, Any]:
         """The config with its threshold resolved."""
@@ -250,11 +251,15 @@ class Components(GlobalStage):
         size, num = table["size"].to_numpy(), table["num_components"].to_numpy()
         largest, num_pictures = int(size.max(initial=0)), int((size * num).sum())
         if largest > self.config.max_component or largest > max(FEW - 1, self.config.max_share * num_pictures):
-            star = "" if self.config.policy == "star" else ", or set duplicates.policy=star"
+            advice = [f"raise duplicates.threshold above {self.threshold:g}"]
+            if self.verified:  # copies at any threshold
+                advice = [f"raise edges.min_places above {self.min_places}"]
+            if self.config.policy != "star":
+                advice.append("set duplicates.policy=star")
+            sweep = "" if self.verified else "; `lvd sql component_sweep` tells what other thresholds would do"
             yield (
                 f"duplicates: the largest component holds {largest:,} of {num_pictures:,} pictures (alarm above "
-                f"{self.config.max_component:,} or {self.config.max_share:.1%}): raise duplicates.threshold above "
-                f"{self.threshold:g}{star}; `lvd sql component_sweep` tells what other thresholds would do"
+                f"{self.config.max_component:,} or {self.config.max_share:.1%}): {', or '.join(advice)}{sweep}"
             )
 
 

@@ -72,7 +72,8 @@ class Pairs:
 
 def told_of_recall(row: Mapping[str, Any]) -> str:
     """What a row of ``edge_recall`` says, as the end of a sentence about what was found."""
-    what = "copies of" if row["kind"] == "pool" else "benchmark pictures that are copies of"
+    what = "pictures" if row["kind"] == "pool" else "benchmark pictures"
+    what = f"{what} with a cosine from {row['threshold']:.2f} on to"
     if row["recall"] is None:
         return f"recall is not known: an exact search found no {what} {row['num_sampled']:,} sampled pictures"
     counts = f"{row['num_found']:,} of {row['num_edges']:,} pairs"

@@ -20,7 +20,7 @@ from curation.represent.nearest import MARGINS, Device, Precision, multiplies_bf
 
 LENGTH_MARGIN = 1e-3  # by how much fp16 values of a unit vector may have another length, twice
 BLOCK_ROWS, BLOCK_COLUMNS = 512, 1024  # scores of a GEMM; what it writes stays in the processor's cache
-DEVICE_ROWS, DEVICE_COLUMNS = 8192, 16_384  # the same on a GPU; 270 MB, and a bit for each where they are compared
+DEVICE_ROWS, DEVICE_COLUMNS = 8192, 16_384  # the same on a GPU; 400 MB with what compares them
 ASSIGN_SCORES = 1 << 20  # held at once while vectors are assigned; 4 MiB
 LEAST_BF16, LEAST_TO_IMPORT = 1 << 16, 1 << 21  # scores of a GEMM; torch takes seconds to import
 MOST_RESCORED = 4  # times as many as are wanted; where bf16 leaves more, fp32 takes its place

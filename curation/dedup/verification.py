@@ -60,7 +60,7 @@ def _blocks(a: np.ndarray, b: np.ndarray, num_pictures: int) -> Iterator[slice]:
     """Consecutive pairs with at most so many pictures together, one pair at least."""
     start, held = 0, set[int]()
     for at, pair in enumerate(zip(a.tolist(), b.tolist(), strict=True)):
-        if at > start and len(held.union(pair)) > num_pictures:
+        if at > start and len(held) + sum(one not in held for one in pair) > num_pictures:
             yield slice(start, at)
             start, held = at, set()
         held.update(pair)
@@ -68,10 +68,15 @@ def _blocks(a: np.ndarray, b: np.ndarray, num_pictures: int) -> Iterator[slice]:
         yield slice(start, len(a))
 
 
+def _agree(one: Keypoints, other: Keypoints, min_places: int) -> bool:
+    return places_in_common(one, other, at_least=min_places) >= min_places
+
+
 def verify(io: TaskIO, a: np.ndarray, b: np.ndarray, *, min_places: int) -> pa.Array:
     """Whether pictures ``a`` and ``b``, image_ids int64 [E], show the same at the same places, bool [E].
 
-    Null where one of them has fewer keypoints than that, so that nobody can tell.
+    Null where nobody can tell: one of them does not agree even with itself, as it has too few keypoints or they are all
+    alike.
     """
     from threadpoolctl import threadpool_limits
 
@@ -80,9 +85,12 @@ def verify(io: TaskIO, a: np.ndarray, b: np.ndarray, *, min_places: int) -> pa.A
     with limits:
         for block in _blocks(a, b, int(io.memory_bytes * _SHARE_OF_MEMORY) // _BYTES_A_PICTURE):
             held = _read_keypoints(io, np.unique([a[block], b[block]]))
-            for left, right in zip(a[block].tolist(), b[block].tolist(), strict=True):
-                one, other = held[left], held[right]
-                can_tell = min(len(one.places), len(other.places)) >= min_places
-                agree = can_tell and places_in_common(one, other, at_least=min_places) >= min_places
+            tells: dict[int, bool] = {}
+            for pair in zip(a[block].tolist(), b[block].tolist(), strict=True):
+                agree = _agree(held[pair[0]], held[pair[1]], min_places)
+                for image_id in pair if not agree else ():
+                    if image_id not in tells:
+                        tells[image_id] = _agree(held[image_id], held[image_id], min_places)
+                can_tell = agree or all(tells[image_id] for image_id in pair)
                 verdicts.append(agree if can_tell else None)
     return pa.array(verdicts, pa.bool_())

@@ -159,9 +159,9 @@ def report(found: dict[int, dict[str, Any]], options: argparse.Namespace) -> int
     )
     print(
         f"copies_scaling largest component that was not planted {max(shares):.2%} of the pool "
-        f"goal {MOST_SHARE:.0%} {'ok' if fits else 'MISSED'}"
+        f"goal {MOST_SHARE:.0%} {'ok' if fits else 'short'}"
     )
-    print(f"copies_scaling ratio {ratio:.3f} goal {GOAL} {'ok' if ratio <= GOAL else 'MISSED'}")
+    print(f"copies_scaling ratio {ratio:.3f} goal {GOAL} {'ok' if ratio <= GOAL else 'short'}")
     return 0 if fits and ratio <= GOAL else 1
 
 

@@ -92,6 +92,10 @@ class MemoryIO:
         for part in parts:
             del self.tables[part]
 
+    def clear(self, tables: Any) -> None:
+        for part in [part for part in self.tables if part.folder in tables]:
+            del self.tables[part]
+
     # --- runner
 
     def map(self, tasks: Sequence[Task]) -> list[None]:

@@ -167,14 +167,14 @@ def test_a_low_recall_tells_what_to_raise(searched: Any) -> None:
     search(searched, config(recall_sample=20))
     lines = list(EdgeRecall(config(recall_sample=20), DUPLICATE, LEAKAGE).told(searched))
     assert lines[0].startswith("edges: ")
-    assert "of the copies of 20 sampled pictures found (" in lines[0]
+    assert "of the pictures with a cosine from 0.60 on to 20 sampled pictures found (" in lines[0]
     assert "with 95% confidence)" in lines[0]
     assert lines[0].endswith("; raise edges.probes above 1")
     assert lines[1].endswith("; raise edges.reference_probes above 1")
     full = config(probes=12, reference_probes=12)
     search(searched, full)
     lines = list(EdgeRecall(full, DUPLICATE, LEAKAGE).told(searched))
-    assert lines[0].startswith("edges: 100.00% of the copies of all 86 pictures found (")
+    assert lines[0].startswith("edges: 100.00% of the pictures with a cosine from 0.60 on to all 86 pictures found (")
     assert not any("raise" in line for line in lines)
 
 
@@ -185,7 +185,9 @@ def test_a_pool_without_copies_has_no_recall(searched: Any) -> None:
     stage.run(searched, searched.map)
     row = searched.tables[searched.part("edge_recall", 0)].to_pylist()[0]
     assert (row["num_edges"], row["recall"], row["recall_at_least"]) == (0, None, None)
-    assert told_of_recall(row) == "recall is not known: an exact search found no copies of 86 sampled pictures"
+    assert told_of_recall(row) == (
+        "recall is not known: an exact search found no pictures with a cosine from 1.00 on to 86 sampled pictures"
+    )
 
 
 @pytest.mark.parametrize(("num_found", "num"), [(0, 5), (1, 1), (412, 413), (9, 10), (137, 137)])

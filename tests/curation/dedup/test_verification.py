@@ -78,6 +78,16 @@ def test_skimage_finds_as_many(pictures: dict[str, Image.Image]) -> None:
             assert places_in_common(left, right) == pytest.approx(inside.sum(), rel=0.25)
 
 
+@pytest.mark.parametrize("edit", ["caption", "disc"])
+def test_a_part_that_two_pictures_share_does_not_make_them_copies(edit: str, pictures: dict[str, Image.Image]) -> None:
+    seen = []
+    for name in ("astronaut.png", "coffee.png", "chelsea.png", "coins.png"):
+        seen += [keypoints(opened(EDITS[edit](pictures[name].resize((400, 300)), pictures[name], random.Random(5))))]
+    for at, one in enumerate(seen):
+        for other in seen[:at]:
+            assert places_in_common(one, other) < MIN_PLACES
+
+
 def test_pictures_without_keypoints_agree_on_nothing() -> None:
     flat = keypoints(Image.new("RGB", (200, 150), "grey"))
     assert places_in_common(flat, flat) == 0
@@ -152,6 +162,34 @@ def test_local_features_decide(memory_io: Any, pictures: dict[str, Image.Image])
     }
     everything = EDGES.model_copy(update={"verify_floor": -0.9, "verify_nearest": 100, "probes": 4})
     assert found(memory_io, everything, "edges")[1, s1 + 1] is True
+
+
+def test_what_other_settings_left_goes(memory_io: Any, pictures: dict[str, Image.Image]) -> None:
+    pool(memory_io, pictures)
+    memory_io.put("edge_keypoints", 0, image_id=[0])
+    memory_io.put("edge_proposals", 9, a=[0])
+    Edges(EDGES.model_copy(update={"verify": "none"}), DESCRIPTOR).run(memory_io, memory_io.map)
+    assert not memory_io.parts("edge_proposals") + memory_io.parts("edge_keypoints")
+
+
+def test_a_picture_that_repeats_itself_cannot_tell(memory_io: Any, pictures: dict[str, Image.Image]) -> None:
+    tile = np.asarray(pictures["astronaut.png"].resize((48, 48)))
+    wallpaper = Image.fromarray(np.tile(tile, (6, 6, 1)))
+    assert len(keypoints(wallpaper).places) > MIN_PLACES
+    pool(memory_io, pictures)
+    for image_id in (2, 1_000_002):  # the flat ones
+        out = io.BytesIO()
+        wallpaper.save(out, "PNG")
+        memory_io.blobs[str(image_id)] = out.getvalue()
+        memory_io.put(
+            "detections",
+            image_id // 1_000_000,
+            image_id=[image_id - 2, image_id - 1, image_id],
+            small_object=[str(one) for one in (image_id - 2, image_id - 1, image_id)],
+            small_offset=[0] * 3,
+            small_bytes=[len(memory_io.blobs[str(one)]) for one in (image_id - 2, image_id - 1, image_id)],
+        )
+    assert found(memory_io, EDGES, "edges")[2, 1_000_002] is None
 
 
 def test_lists_and_pieces_do_not_show(
