@@ -287,7 +287,8 @@ def measure(case: Case, options: argparse.Namespace, fits: Fits) -> dict[str, An
 def show(name: str, told: dict[str, Any]) -> None:
     """Rows for people."""
     cpu, wall = told["cpu_s"], told["wall_s"]
-    print(f"{name}: {told['vectors']:,} vectors, {told['edges']:,} edges of at most {MOST} a row")
+    fewer = "" if told["vectors"] == ROWS else f" instead of {ROWS:,}"
+    print(f"{name}: {told['vectors']:,} vectors{fewer}, {told['edges']:,} edges of at most {MOST} a row")
     for side, key in (("ours", "all"), ("faiss", "faiss")):
         at = told[side]
         print(
