@@ -33,9 +33,21 @@ _RULES = {
         ("aspect", "safety.max_aspect", "longest over shortest side above {}"),
         ("blank", "safety.min_luma_std", "standard deviation of luma below {}"),
     ),
-    "near": (("near_duplicate", "near.radius_bits", "pHash at most {} bits from that of the picture kept"),),
-    "duplicates": (("copy", "duplicates.threshold", "cosine of at least {} to another picture of the pool"),),
-    "leakage": (("leak", "leakage.threshold", "cosine of at least {} to a picture of a benchmark"),),
+    "near": (("near_duplicate", "near.radius_bits", "hash (near.hash) at most {} bits from that of the picture kept"),),
+    "duplicates": (
+        (
+            "copy",
+            "duplicates.threshold",
+            "cosine of at least {} to another picture of the pool; with edges.verify, local features",
+        ),
+    ),
+    "leakage": (
+        (
+            "leak",
+            "leakage.threshold",
+            "cosine of at least {} to a picture of a benchmark; with edges.verify, local features",
+        ),
+    ),
     "semantic": (("semantic_duplicate", "semdedup.eps", "1 - cosine below {} to a picture before it in its cluster"),),
 }
 # Licences that no run records. Other models and files are of others.
