@@ -122,7 +122,7 @@ def test_models_and_thresholds_are_what_was_recorded(small_run: Any):
     rules = {row["key"]: row for row in card["thresholds"]}
     assert (rules["duplicates.threshold"]["value"], rules["leakage.threshold"]["value"]) == (0.6, 0.45)
     assert rules["duplicates.threshold"]["dropped"].endswith("directly or through copies")
-    assert rules["leakage.threshold"]["dropped"] == "cosine of at least 0.45 to a picture of a benchmark"
+    assert rules["leakage.threshold"]["dropped"].startswith("cosine of at least 0.45 to a picture of a benchmark")
     assert rules["safety.nsfw_threshold.ANUS_EXPOSED"]["value"] == 0.3
     assert rules["safety.max_aspect"]["dropped"] == "longest over shortest side above 8"
     assert [row["recall"] for row in card["edge_recall"]] == [0.75, None]
