@@ -34,8 +34,8 @@ def open_calibrated(config: DescriptorConfig, fit: dict[str, np.ndarray], pictur
     if config.precision != "fp32":
         import cv2
 
-        shown = [cv2.resize(rgb, (_SIDE_PX, _SIDE_PX), interpolation=cv2.INTER_CUBIC) for rgb in
-                 islice(pictures, NUM_PICTURES)]  # fmt: skip
+        size = (_SIDE_PX, _SIDE_PX)
+        shown = [cv2.resize(rgb, size, interpolation=cv2.INTER_CUBIC) for rgb in islice(pictures, NUM_PICTURES)]
         exact = open_descriptor(config.model_copy(update={"precision": "fp32"}), fit)
         what = deviation(np.stack([exact.vector(rgb) for rgb in shown]), _vectors(opened, shown))
         if what is not None:

@@ -43,7 +43,7 @@ class Thresholds(NamedTuple):
 KNOWN_THRESHOLDS = {
     # DINOv2 (arXiv:2304.07193), appendix A.3.
     "sscd": Thresholds(0.60, 0.45),
-    # .05 above the lowest with a precision of .99, for larger pools: make bench NAME=copies ARGS="--data DIR"
+    # .07 above the lowest with a precision of .99, for larger pools: make bench NAME=copies ARGS="--data DIR"
     WEIGHT_FREE: Thresholds(0.34, 0.34),
 }
 
@@ -171,8 +171,10 @@ def unit(features: np.ndarray) -> np.ndarray:
         ValueError: a feature is no finite number.
     """
     if not np.isfinite(features).all():
-        raise ValueError("the descriptor gives features that are no finite numbers; allowed: descriptor.precision=fp32 "
-                         "and weights that are whole")  # fmt: skip
+        raise ValueError(
+            "the descriptor gives features that are no finite numbers; allowed: descriptor.precision=fp32 and weights "
+            "that are whole"
+        )
     return np.asarray(features / max(float(np.linalg.norm(features)), 1e-12), np.float32)
 
 

@@ -254,8 +254,8 @@ class EdgeRecall(GlobalStage):
         if not is_done:
             map(draw)
         map(search)
-        if not is_done:
-            context.discard(task.writes for task in draw)
+        # Also what a run that was killed left there: it holds vectors, which a takedown removes.
+        context.clear(("recall_sample",))
         pool, benchmarks = context.shards("pool"), context.shards("benchmark")
         edges = {table: context.parts(table) for table in ("edges", "reference_edges")}
         pairs = [task.writes for task in search]

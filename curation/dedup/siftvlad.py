@@ -17,7 +17,7 @@ import numpy as np
 # Long side at which SIFT looks. Small pictures are enlarged, so that a copy at half size keeps its keypoints.
 SIDE_PX = 288
 NUM_KEYPOINTS = 400
-# The VLAD of a few keypoints is like many others: with 12, planes and birds before a sky made one giant component.
+# The VLAD of a few keypoints is like many others: such pictures were the hubs of half of the false pairs with 12.
 MIN_KEYPOINTS = 40
 SIFT_DIM = 64  # of 128, by PCA
 NUM_WORDS = 64

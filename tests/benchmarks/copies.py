@@ -345,7 +345,6 @@ def cascade(
         "pairs_of_edits_checked": crossed,
         "pairs_of_edits_passed": shared,
         "false_pairs_by_hash": by_hash,
-        "most_places_of_a_false_pair": int(places[counts].max(initial=0)),
         "true_pairs_above_threshold_refuted": int((is_own & (similarity >= threshold) & ~copy).sum()),
     }
     return row, check

@@ -208,3 +208,11 @@ def test_pairs_count_once_and_strangers_never() -> None:
     empty = Pairs(left[:0], right[:0])
     empty.meet(*met)
     assert (empty.num, empty.num_met) == (0, 0)
+
+
+def test_what_a_killed_run_left_goes(searched: Any) -> None:
+    edges = config()
+    search(searched, edges)
+    searched.put("recall_sample", 9, image_id=[0])
+    EdgeRecall(edges, DUPLICATE, LEAKAGE).run(searched, searched.map)
+    assert not searched.parts("recall_sample")
