@@ -1,4 +1,4 @@
-"""NudeNet's detector: class scores and boxes of exposed parts and faces.
+"""NudeNet's detector: scores of every class, boxes of exposed parts, faces.
 
 NudeNet is AGPL-3.0: model and class names are taken from the installed package, and nothing of it is copied; a recipe
 with ``look.detector: none`` works without it. What surrounds the model, a letterbox and the decoding of a YOLOv8 head,
@@ -7,11 +7,11 @@ is our own, tested to give what ``nudenet.NudeDetector().detect`` gives, in boun
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,8 @@ FACES = ("FACE_FEMALE", "FACE_MALE")
 FLOOR = 0.2
 LICENSE = "AGPL-3.0"  # of its repository; the metadata of its wheel say MIT
 _IOU = 0.45
+
+Channels = Literal["rgb", "bgr"]
 
 
 class Box(NamedTuple):
@@ -65,11 +67,20 @@ def model_digest() -> str:
 class NudeNetDetector:
     """NudeNet's model in a session of one thread: a result depends on its picture only.
 
-    The network is fed RGB; ``nudenet`` swaps the channels of a file twice and so feeds BGR, in which fewer faces are
-    found. Given one and the same RGB array both return the same boxes.
+    ``nudenet`` swaps the channels of a file twice, so that its network sees BGR. Both orders are of use, so the caller
+    says which one the network is shown: see docs/safety.md.
     """
 
-    def __init__(self, *, device: str = "cpu") -> None:
+    labels: tuple[str, ...]
+
+    def __init__(self, *, device: str = "cpu", batch_px: int = 0) -> None:
+        """Load the model.
+
+        Args:
+            device: cpu or cuda.
+            batch_px: pixels of network input that one run may hold; 0: one picture a run. A run of more is filled up
+                with black, so that the network always sees one shape, whatever pictures come together.
+        """
         import cv2
         import onnxruntime
         from nudenet import nudenet as package
@@ -82,21 +93,43 @@ class NudeNetDetector:
         providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
         self._session: Any = onnxruntime.InferenceSession(str(model_path()), options, providers=providers)
         self._input: str = self._session.get_inputs()[0].name
-        self._labels: tuple[str, ...] = tuple(vars(package)["__labels"])
+        self._batch_px = batch_px
+        self.labels = tuple(vars(package)["__labels"])
 
-    def detect(self, rgb: np.ndarray, *, input_px: int = 320, floor: float = FLOOR) -> list[Box]:
+    def outputs(
+        self, pictures: Sequence[np.ndarray], *, input_px: int = 320, channels: Channels = "rgb"
+    ) -> Iterator[np.ndarray]:
+        """The network's output of each picture, float32 [4 + classes, N].
+
+        Args:
+            pictures: uint8 [H, W, 3] each, RGB.
+            input_px: side of the square that a picture is laid into; a multiple of 32.
+            channels: the order in which the network is shown them.
+        """
+        size = max(1, self._batch_px // input_px**2)
+        for start in range(0, len(pictures), size):
+            some = pictures[start : start + size]
+            inputs = np.zeros((size, 3, input_px, input_px), np.float32)
+            for place, rgb in enumerate(some):
+                planes = letterbox(rgb, input_px)[0]
+                inputs[place] = planes if channels == "rgb" else planes[::-1]
+            (output,) = self._session.run(None, {self._input: inputs})
+            yield from output[: len(some)]
+
+    def detect(
+        self, rgb: np.ndarray, *, input_px: int = 320, floor: float = FLOOR, channels: Channels = "rgb"
+    ) -> list[Box]:
         """Boxes of uint8 [H, W, 3] with a score of at least ``floor``, the highest first.
 
         Args:
             rgb: uint8 [H, W, 3].
             input_px: side of the square that the picture is laid into; a multiple of 32.
             floor: least score.
+            channels: the order in which the network is shown the picture.
         """
-        (output,) = self._session.run(None, {self._input: letterbox(rgb, input_px)})
-        found = boxes_of(
-            output[0], self._labels, width_px=rgb.shape[1], height_px=rgb.shape[0], input_px=input_px, floor=floor
-        )
-        return sorted(found, key=lambda box: (-box.score, box.label, box[2:]))
+        (output,) = self.outputs([rgb], input_px=input_px, channels=channels)
+        height, width = rgb.shape[:2]
+        return boxes_of(output, self.labels, width_px=width, height_px=height, input_px=input_px, floor=floor)
 
 
 def letterbox(rgb: np.ndarray, input_px: int) -> np.ndarray:
@@ -120,7 +153,14 @@ def letterbox(rgb: np.ndarray, input_px: int) -> np.ndarray:
 
 
 def boxes_of(
-    output: np.ndarray, labels: Sequence[str], *, width_px: int, height_px: int, input_px: int, floor: float
+    output: np.ndarray,
+    labels: Sequence[str],
+    *,
+    width_px: int,
+    height_px: int,
+    input_px: int,
+    floor: float,
+    only: Sequence[str] = (),
 ) -> list[Box]:
     """Boxes of one picture from the network's output.
 
@@ -131,17 +171,21 @@ def boxes_of(
         height_px: of the picture.
         input_px: side of the square.
         floor: least score.
+        only: classes that count; without any, all do.
 
     Returns:
-        Boxes that survive the suppression of overlaps (IoU 0.45, over all classes together), the highest score first.
+        Boxes that survive the suppression of overlaps (IoU 0.45, over all classes that count together), the highest
+        score first.
     """
     import cv2
 
-    scores = output[4:].max(axis=0)
+    counted = [index for index, label in enumerate(labels) if not only or label in only]
+    classes = output[4:][counted]
+    scores = classes.max(axis=0)
     chosen = np.flatnonzero(scores >= floor)
     if not len(chosen):
         return []
-    best = output[4:, chosen].argmax(axis=0)
+    best = classes[:, chosen].argmax(axis=0)
     scores = scores[chosen]
     centre_x, centre_y, width, height = output[:4, chosen].astype(np.float64) * (max(width_px, height_px) / input_px)
     # The corner is clipped before the size is, as nudenet does: a box that begins outside keeps its width.
@@ -149,13 +193,24 @@ def boxes_of(
     y = np.clip(centre_y - height / 2, 0, height_px)
     rectangles = np.stack([x, y, np.minimum(width, width_px - x), np.minimum(height, height_px - y)], axis=1)
     kept = np.asarray(cv2.dnn.NMSBoxes(rectangles.tolist(), scores.tolist(), floor, _IOU), np.int64).ravel()
-    return [Box(labels[best[i]], float(scores[i]), *map(float, rectangles[i])) for i in kept]
+    boxes = [Box(labels[counted[best[i]]], float(scores[i]), *map(float, rectangles[i])) for i in kept]
+    return sorted(boxes, key=lambda box: (-box.score, box.label, box[2:]))
 
 
-def explicit_score(boxes: list[Box]) -> tuple[str | None, float]:
-    """The explicit class with the highest score, and that score; (None, 0) where there is none."""
-    explicit = [box for box in boxes if box.label in EXPLICIT]
+def class_scores_of(output: np.ndarray, labels: Sequence[str]) -> dict[str, float]:
+    """The largest score of every class over all places, before any suppression of overlaps.
+
+    Args:
+        output: float32 [4 + classes, N] of one picture.
+        labels: names of the classes.
+    """
+    return dict(zip(labels, output[4:].max(axis=1).tolist(), strict=True))
+
+
+def explicit_score(class_scores: Mapping[str, float]) -> tuple[str | None, float]:
+    """The explicit class with the highest score, and that score; (None, 0) where no class was scored."""
+    explicit = {label: class_scores[label] for label in EXPLICIT if label in class_scores}
     if not explicit:
         return None, 0.0
-    best = max(explicit, key=lambda box: (box.score, box.label))
-    return best.label, best.score
+    best = max(explicit, key=lambda label: (explicit[label], label))
+    return best, explicit[best]

@@ -2,34 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
-from curation.safety.detector import FACES, Box
+from curation.safety.detector import FACES, Box, NudeNetDetector, boxes_of
 
-_CELLS = 6  # a blurred face keeps at most so many samples a side: nothing to sharpen back
-# Box side in px below which a score is enough: false boxes on animals are large, and small faces score low.
-YUNET_THRESHOLDS = ((40.0, 0.55), (100.0, 0.75), (float("inf"), 0.85))
+# A detector has one least score for boxes whose shorter side is below each of these, in px of the picture, and one for
+# the rest. False boxes on animals are large, and true faces that are small score low: docs/safety.md.
+STEPS_PX = (16.0, 32.0, 64.0)
+Thresholds = tuple[float, float, float, float]
+NUDENET_THRESHOLDS: Thresholds = (0.2, 0.15, 0.15, 0.5)
+YUNET_THRESHOLDS: Thresholds = (0.6, 0.45, 0.65, 0.85)
+
+_MOST_ENLARGED = 2  # NudeNet at an input so many times the longest side finds no further face
 _LONGEST_PX = 1920  # YuNet sees no side longer than this: its time and memory grow with the area
 _SAME_FACE_IOU = 0.5
+_CELLS = 6  # a blurred face keeps at most so many samples a side: nothing to sharpen back
+
+
+class FaceDetector(Protocol):
+    """What finds faces."""
+
+    def faces(self, pictures: Sequence[np.ndarray]) -> list[list[Box]]:
+        """Boxes of each picture that pass the threshold of their size; a face may have several.
+
+        Args:
+            pictures: uint8 [H, W, 3] each, RGB.
+        """
+
+
+class NudeNetFaces:
+    """NudeNet's face classes at several input sizes; the network is shown RGB."""
+
+    def __init__(self, network: NudeNetDetector, *, input_px: Sequence[int], thresholds: Thresholds) -> None:
+        self._network = network
+        self._sizes = sorted(set(input_px))
+        self._thresholds = thresholds
+
+    def faces(self, pictures: Sequence[np.ndarray]) -> list[list[Box]]:
+        """Boxes of each picture at every size, the smallest size and those that enlarge it little."""
+        found: list[list[Box]] = [[] for _ in pictures]
+        for size in self._sizes:
+            places = [
+                place
+                for place, rgb in enumerate(pictures)
+                if size == self._sizes[0] or size <= _MOST_ENLARGED * max(rgb.shape[:2])
+            ]
+            outputs = self._network.outputs([pictures[place] for place in places], input_px=size)
+            for place, output in zip(places, outputs, strict=True):
+                height, width = pictures[place].shape[:2]
+                boxes = boxes_of(
+                    output, self._network.labels, only=FACES, width_px=width, height_px=height, input_px=size,
+                    floor=min(self._thresholds),
+                )  # fmt: skip
+                found[place] += [box for box in boxes if passes(box, self._thresholds)]
+        return found
 
 
 class YuNet:
-    """YuNet through OpenCV, at several scales of the picture; channels as OpenCV has them (BGR)."""
+    """YuNet through OpenCV, at several scales of the picture, one picture a time; it is shown BGR."""
 
-    def __init__(self, path: str, *, scales: Sequence[float]) -> None:
+    def __init__(self, path: str, *, scales: Sequence[float], thresholds: Thresholds) -> None:
         import cv2
 
         cv2.setNumThreads(1)
         cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
         self._scales = tuple(scales)
-        lowest = min(score for _, score in YUNET_THRESHOLDS)
-        self._detector: Any = cv2.FaceDetectorYN.create(path, "", (320, 320), lowest, 0.3, 5000)
+        self._thresholds = thresholds
+        self._detector: Any = cv2.FaceDetectorYN.create(path, "", (320, 320), min(thresholds), 0.3, 5000)
 
-    def detect(self, rgb: np.ndarray) -> list[Box]:
-        """Face boxes of uint8 [H, W, 3] that pass the threshold of their size."""
+    def faces(self, pictures: Sequence[np.ndarray]) -> list[list[Box]]:
+        """Boxes of each picture at every scale."""
+        return [self._boxes(rgb) for rgb in pictures]
+
+    def _boxes(self, rgb: np.ndarray) -> list[Box]:
         import cv2
 
         bgr = np.ascontiguousarray(rgb[:, :, ::-1])
@@ -41,21 +89,15 @@ class YuNet:
             scaled = bgr if scale == 1 else cv2.resize(bgr, size, interpolation=way)
             self._detector.setInputSize(size)
             _, found = self._detector.detect(scaled)
-            for row in [] if found is None else found:
-                x, y, w, h = (float(value) / scale for value in row[:4])
-                if passes(min(w, h), float(row[14])):
-                    boxes.append(Box("FACE", float(row[14]), x, y, w, h))
-        return boxes
+            rows = [] if found is None else found
+            boxes += [Box("FACE", float(row[14]), *(float(value) / scale for value in row[:4])) for row in rows]
+        return [box for box in boxes if passes(box, self._thresholds)]
 
 
-def passes(side_px: float, score: float) -> bool:
-    """Whether YuNet's score is enough for a box of this side."""
-    return score >= next(threshold for limit, threshold in YUNET_THRESHOLDS if side_px < limit)
-
-
-def nudenet_faces(boxes: Iterable[Box], threshold: float) -> list[Box]:
-    """Boxes of NudeNet's face classes with at least this score."""
-    return [box for box in boxes if box.label in FACES and box.score >= threshold]
+def passes(box: Box, thresholds: Thresholds) -> bool:
+    """Whether its score is enough for a box of its size."""
+    side = min(box.w_px, box.h_px)
+    return box.score >= thresholds[sum(side >= step for step in STEPS_PX)]
 
 
 def merged(boxes: Sequence[Box]) -> list[Box]:

@@ -6,8 +6,9 @@ that describe and embed read is made from it: vectors are of blurred pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,29 @@ from curation.dedup.hashes import dhash, luma, luma_std, pdq, phash, pixel_sha25
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.modelfacts import ModelFacts
-from curation.safety.detector import LICENSE, Box, NudeNetDetector, explicit_score, model_digest, model_path
-from curation.safety.faces import YuNet, blur_faces, dilate, merged, nudenet_faces
+from curation.safety.detector import (
+    FLOOR,
+    LICENSE,
+    Box,
+    NudeNetDetector,
+    boxes_of,
+    class_scores_of,
+    explicit_score,
+    model_digest,
+    model_path,
+)
+from curation.safety.faces import (
+    NUDENET_THRESHOLDS,
+    YUNET_THRESHOLDS,
+    FaceDetector,
+    NudeNetFaces,
+    YuNet,
+    blur_faces,
+    dilate,
+    merged,
+)
 from curation.schema import TABLES
-from curation.stage import Context, ShardStage, TaskIO, keyed_folder
+from curation.stage import Context, ObjectTar, ShardStage, TaskIO, keyed_folder
 from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 from training.data.pixels import (
@@ -34,6 +54,15 @@ from training.data.pixels import (
     resize_shortest,
 )
 
+_EXPLICIT_PX = 320  # of the pass that scores classes: at 640 three times as many harmless pictures score high
+_BATCH_PX = 2**23  # of network input on a GPU: 81 pictures at 320 px, 9 at 960
+_HELD_PX = 2**26  # of decoded pictures that wait for a GPU
+
+Waiting = list[tuple[dict[str, Any], np.ndarray]]  # rows of ``detections`` that are to be filled, and their pictures
+
+_Score = Annotated[float, Field(ge=0.05, le=1)]
+_Scores = tuple[_Score, _Score, _Score, _Score]
+
 
 class LookConfig(Config):
     """How pictures are looked at."""
@@ -45,11 +74,18 @@ class LookConfig(Config):
     device: str = Field("cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION, description="filled in")
     detector: Literal["nudenet", "none"] = "nudenet"
     face_input_px: tuple[Annotated[int, Field(ge=320, le=1280, multiple_of=32)], ...] = Field(
-        (320,), description="input sizes of NudeNet for faces; scores are at 320"
+        (320, 640, 960), description="input sizes of NudeNet for faces; none: its faces are not used"
     )
-    face_threshold: float = Field(0.3, ge=0.2, le=1, description="of NudeNet's face classes")
-    yunet: str | None = Field(None, json_schema_extra=EXECUTION, description="YuNet's ONNX file; finds twice the faces")
+    face_thresholds: _Scores = Field(
+        NUDENET_THRESHOLDS, description="of NudeNet's faces of a side below 16, 32 and 64 px, and larger"
+    )
+    yunet: str | None = Field(
+        None, json_schema_extra=EXECUTION, description="YuNet's ONNX file; finds half as many again"
+    )
     yunet_scales: tuple[Annotated[float, Field(gt=0, le=4)], ...] = Field((1.0, 2.0), min_length=1)
+    yunet_thresholds: _Scores = Field(
+        YUNET_THRESHOLDS, description="of YuNet's faces of a side below 16, 32 and 64 px, and larger"
+    )
     face_dilation: float = Field(1.5, ge=1, le=4)
     blur: bool = Field(True, description="false: faces are found but nothing is blurred")
     small_px: int = Field(288, ge=32, description="shortest side of the intermediate")
@@ -66,35 +102,72 @@ class LookConfig(Config):
 def _sha256(path: str) -> str:
     if not Path(path).is_file():
         raise ConfigError(
-            f"look.yunet: got {path!r}, which is no file; give YuNet's ONNX file "
-            "(face_detection_yunet of OpenCV's zoo), or null to find faces with NudeNet alone"
+            f"look.yunet: got {path!r}, which is no file; fetch face_detection_yunet_2026may.onnx from OpenCV's model "
+            "zoo (https://github.com/opencv/opencv_zoo, models/face_detection_yunet) and give its path, or give null "
+            "to find faces with NudeNet alone"
         )
     return file_sha256(path, key="look.yunet")
 
 
+class Seen(NamedTuple):
+    """What the detectors say of one picture."""
+
+    boxes: list[Box]  # of all classes of NudeNet, at 320 px
+    class_scores: dict[str, float]  # the largest of each class there; empty without NudeNet
+    faces: list[Box]  # of all face detectors, one a face, dilated
+
+
 class Looker:
-    """The loaded detectors, and what is done with one picture."""
+    """The loaded detectors."""
 
     def __init__(self, config: LookConfig) -> None:
         import cv2
 
         cv2.setNumThreads(1)
         self._config = config
-        self._nudenet = NudeNetDetector(device=config.device) if config.detector == "nudenet" else None
-        self._yunet = YuNet(config.yunet, scales=config.yunet_scales) if config.yunet else None
+        self._nudenet: NudeNetDetector | None = None
+        self._face_detectors: list[FaceDetector] = []
+        if config.detector == "nudenet":
+            batch_px = _BATCH_PX if config.device == "cuda" else 0
+            self._nudenet = NudeNetDetector(device=config.device, batch_px=batch_px)
+            if sizes := config.face_input_px:
+                faces = NudeNetFaces(self._nudenet, input_px=sizes, thresholds=config.face_thresholds)
+                self._face_detectors.append(faces)
+        if config.yunet:
+            yunet = YuNet(config.yunet, scales=config.yunet_scales, thresholds=config.yunet_thresholds)
+            self._face_detectors.append(yunet)
 
-    def boxes(self, rgb: np.ndarray) -> tuple[list[Box], list[Box]]:
-        """All boxes of NudeNet at 320 px, and the dilated face boxes of all detectors."""
-        config = self._config
-        found = self._nudenet.detect(rgb) if self._nudenet is not None else []
-        faces = nudenet_faces(found, config.face_threshold) if 320 in config.face_input_px else []
-        for size in config.face_input_px:
-            if size != 320 and self._nudenet is not None:
-                faces += nudenet_faces(self._nudenet.detect(rgb, input_px=size), config.face_threshold)
-        if self._yunet is not None:
-            faces += self._yunet.detect(rgb)
-        height, width = rgb.shape[:2]
-        return found, [dilate(box, config.face_dilation, width_px=width, height_px=height) for box in merged(faces)]
+    def see(self, pictures: Sequence[np.ndarray]) -> list[Seen]:
+        """What is seen on each of some pictures.
+
+        Args:
+            pictures: uint8 [H, W, 3] each, RGB.
+        """
+        scored = self._scored(pictures)
+        found = [detector.faces(pictures) for detector in self._face_detectors]
+        seen = []
+        for place, (rgb, (boxes, class_scores)) in enumerate(zip(pictures, scored, strict=True)):
+            height, width = rgb.shape[:2]
+            faces = merged([box for of_one in found for box in of_one[place]])
+            grown = [dilate(box, self._config.face_dilation, width_px=width, height_px=height) for box in faces]
+            seen.append(Seen(boxes, class_scores, grown))
+        return seen
+
+    def _scored(self, pictures: Sequence[np.ndarray]) -> list[tuple[list[Box], dict[str, float]]]:
+        """Boxes and class scores of NudeNet, which is shown BGR here, as nudenet shows it: fewer false scores."""
+        if self._nudenet is None:
+            return [([], {}) for _ in pictures]
+        labels, scored = self._nudenet.labels, []
+        outputs = self._nudenet.outputs(pictures, input_px=_EXPLICIT_PX, channels="bgr")
+        for rgb, output in zip(pictures, outputs, strict=True):
+            height, width = rgb.shape[:2]
+            boxes = boxes_of(output, labels, width_px=width, height_px=height, input_px=_EXPLICIT_PX, floor=FLOOR)
+            scored.append((boxes, class_scores_of(output, labels)))
+        return scored
+
+
+# Columns of ``detections`` of a picture that did not decode.
+_NOTHING_SEEN = {"boxes": [], "class_scores": [], "nsfw_score": 0.0, "faces": [], "num_faces": 0}
 
 
 def hash_row(picture: Picture) -> dict[str, Any]:
@@ -125,7 +198,7 @@ class LookStage(ShardStage):
 
     name = "look"
     section = "look"
-    version = 2
+    version = 3
     kind = "facts"
     after = "fetched"
     reads: ClassVar[tuple[str, ...]] = ("fetched", "images")
@@ -148,7 +221,7 @@ class LookStage(ShardStage):
         """The detectors."""
         found = []
         if self.config.detector == "nudenet":
-            sizes = " and ".join(str(size) for size in sorted({320, *self.config.face_input_px}))
+            sizes = " and ".join(str(size) for size in sorted({_EXPLICIT_PX, *self.config.face_input_px}))
             path, sha256 = model_path(), model_digest()
             found.append(ModelFacts(name="nudenet", takes=f"{sizes} px", file=path, sha256=sha256, license=LICENSE))
         if self.config.yunet:
@@ -174,11 +247,13 @@ class LookStage(ShardStage):
         place_of = {row["image_id"]: row for row in places.to_pylist()}
         taken_down = rules_of(io)
         small, blurred = io.tar("small"), io.tar("blurred")
-        hashes, detections = [], []
+        hashes: list[dict[str, Any]] = []
+        detections: list[dict[str, Any]] = []
+        waiting: Waiting = []
+        held_px = 0
         for row in io.rows.to_pylist():
             place = place_of[row["image_id"]]
             data = io.blob(place["object"], place["offset"], place["num_bytes"])
-            name = f"{row['image_id']:018d}.jpg"
             try:
                 picture = decode(data, max_pixels=self.config.max_pixels, max_seconds=self.config.max_seconds)
                 hashed = hash_row(picture)
@@ -187,21 +262,16 @@ class LookStage(ShardStage):
                 reason = error.reason
             if reason is not None:
                 hashes.append({**row, "ok": False, "reason": reason})
-                detections.append({**row, "boxes": [], "nsfw_score": 0.0, "faces": [], "num_faces": 0})
+                detections.append({**row, **_NOTHING_SEEN})
                 continue
             hashes.append({**row, **hashed})
-            boxes, faces = self._looker.boxes(picture.rgb)
-            label, score = explicit_score(boxes)
-            rgb = picture.rgb
-            found: dict[str, Any] = {}
-            if faces and self.config.blur:
-                rgb = blur_faces(rgb, faces)
-                jpeg = encode_jpeg(rgb, self.config.quality)
-                found |= {"blurred_offset": blurred.add(name, jpeg), "blurred_bytes": len(jpeg)}
-            jpeg = encode_jpeg(resize_shortest(rgb, self.config.small_px), self.config.quality)
-            found |= {"small_offset": small.add(name, jpeg), "small_bytes": len(jpeg)}
-            found |= {"boxes": [box._asdict() for box in boxes], "faces": [box._asdict() for box in faces]}
-            detections.append({**row, **found, "nsfw_label": label, "nsfw_score": score, "num_faces": len(faces)})
+            detections.append(dict(row))
+            waiting.append((detections[-1], picture.rgb))
+            held_px += picture.width_px * picture.height_px
+            if self.config.device == "cpu" or held_px >= _HELD_PX:
+                self._finish(waiting, small, blurred)
+                waiting, held_px = [], 0
+        self._finish(waiting, small, blurred)
         small_path, blurred_path = small.close(), blurred.close()
         for line in detections:
             line["small_object"] = small_path if line.get("small_bytes") is not None else None
@@ -210,3 +280,21 @@ class LookStage(ShardStage):
             "hashes": pa.Table.from_pylist(hashes, schema=TABLES["hashes"].schema),
             "detections": pa.Table.from_pylist(detections, schema=TABLES["detections"].schema),
         }
+
+    def _finish(self, waiting: Waiting, small: ObjectTar, blurred: ObjectTar) -> None:
+        """Fill the rows of pictures that wait: what is seen, the blurred version, the intermediate."""
+        assert self._looker is not None
+        config = self.config
+        for (line, original), seen in zip(waiting, self._looker.see([rgb for _, rgb in waiting]), strict=True):
+            name = f"{line['image_id']:018d}.jpg"
+            rgb = original
+            if seen.faces and config.blur:
+                rgb = blur_faces(original, seen.faces)
+                jpeg = encode_jpeg(rgb, config.quality, subsampling="444")  # 4:2:0 loses more than 40 dB of some
+                line |= {"blurred_offset": blurred.add(name, jpeg), "blurred_bytes": len(jpeg)}
+            jpeg = encode_jpeg(resize_shortest(rgb, config.small_px), config.quality)
+            line |= {"small_offset": small.add(name, jpeg), "small_bytes": len(jpeg)}
+            label, score = explicit_score(seen.class_scores)
+            line |= {"class_scores": list(seen.class_scores.items()), "nsfw_label": label, "nsfw_score": score}
+            line |= {"boxes": [box._asdict() for box in seen.boxes]}
+            line |= {"faces": [box._asdict() for box in seen.faces], "num_faces": len(seen.faces)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar
 
 import pyarrow as pa
@@ -15,17 +16,17 @@ from training.config import EXECUTION, Config
 
 
 class SafetyConfig(Config):
-    """Limits. At these thresholds 0.7 % of 428 harmless full-size photographs are dropped, and 2 % of small pieces."""
+    """Limits. At these thresholds 2 of 428 harmless photographs are dropped, and 1 of 1,320 of 64 px."""
 
     nsfw_threshold: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default={
-            "FEMALE_BREAST_EXPOSED": 0.4,
+            "FEMALE_BREAST_EXPOSED": 0.3,
             "FEMALE_GENITALIA_EXPOSED": 0.4,
             "MALE_GENITALIA_EXPOSED": 0.4,
             "BUTTOCKS_EXPOSED": 0.3,
             "ANUS_EXPOSED": 0.3,
         },
-        description="a box of this class with at least this score drops the picture; boxes below 0.2 are not kept",
+        description="at least this score of the class drops the picture",
     )
     min_shortest_px: int = Field(32, ge=1, description="shortest side")
     max_aspect: float = Field(8.0, ge=1, description="longest side over shortest side")
@@ -102,7 +103,7 @@ def judge_blocked(hashes: pa.Table, config: SafetyConfig) -> list[Judgement | No
 
 
 def judge(
-    hashes: dict[str, Any], boxes: list[dict[str, Any]], config: SafetyConfig, *, is_reference: bool
+    hashes: dict[str, Any], class_scores: Mapping[str, float], config: SafetyConfig, *, is_reference: bool
 ) -> Judgement:
     """(reason, score, threshold) of one picture; (None, score, threshold) of the NSFW test where it is kept.
 
@@ -112,7 +113,7 @@ def judge(
 
     Args:
         hashes: row of ``hashes``.
-        boxes: ``detections.boxes`` of the same picture.
+        class_scores: ``detections.class_scores`` of the same picture.
         config: limits.
         is_reference: the picture belongs to a query set or a benchmark.
     """
@@ -129,12 +130,12 @@ def judge(
     ):
         if fails:
             return reason, number, limit
-    return judge_nsfw(boxes, config.nsfw_threshold)
+    return judge_nsfw(class_scores, config.nsfw_threshold)
 
 
-def judge_nsfw(boxes: list[dict[str, Any]], thresholds: dict[str, float]) -> Judgement:
-    """The explicit box that goes furthest beyond, or comes nearest to, the threshold of its class."""
-    judged = [(box["score"], thresholds[box["label"]]) for box in boxes if box["label"] in thresholds]
+def judge_nsfw(class_scores: Mapping[str, float], thresholds: Mapping[str, float]) -> Judgement:
+    """The explicit class that goes furthest beyond, or comes nearest to, its threshold."""
+    judged = [(class_scores[label], limit) for label, limit in thresholds.items() if label in class_scores]
     if not judged:
         return None, None, None
     score, threshold = max(judged, key=lambda pair: (pair[0] - pair[1], pair))
@@ -162,14 +163,14 @@ class SafetyStage(ShardStage):
         columns = ["image_id", "sha256", "ok", "reason", "width_px", "height_px", "pdq", "pdq_quality", "luma_std"]
         table = io.table("hashes", columns)
         hashes = {row["image_id"]: row for row in table.to_pylist()}
-        detections = io.table("detections", ["image_id", "boxes"])
-        boxes = dict(zip(detections["image_id"].to_pylist(), detections["boxes"].to_pylist(), strict=True))
+        detections = io.table("detections", ["image_id", "class_scores"])
+        scores = dict(zip(detections["image_id"].to_pylist(), detections["class_scores"].to_pylist(), strict=True))
         is_reference = io.role != "pool"
         ids = table["image_id"].to_pylist()
         blocked = {} if is_reference else dict(zip(ids, judge_blocked(table, self.config), strict=True))
         judged = [
             blocked.get(image_id)
-            or judge(hashes[image_id], boxes[image_id] or [], self.config, is_reference=is_reference)
+            or judge(hashes[image_id], dict(scores[image_id] or ()), self.config, is_reference=is_reference)
             for image_id in io.rows["image_id"].to_pylist()
         ]
         return {

@@ -30,7 +30,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -291,12 +291,18 @@ def resize_shortest(rgb: np.ndarray, shortest_px: int) -> np.ndarray:
     return np.asarray(cv2.resize(rgb, size, interpolation=cv2.INTER_AREA))
 
 
-def encode_jpeg(rgb: np.ndarray, quality: int) -> bytes:
-    """JPEG of uint8 [H, W, 3], 4:2:0, without any metadata."""
+def encode_jpeg(rgb: np.ndarray, quality: int, *, subsampling: Literal["420", "444"] = "420") -> bytes:
+    """JPEG of uint8 [H, W, 3] without any metadata.
+
+    Args:
+        rgb: uint8 [H, W, 3].
+        quality: 1 to 100.
+        subsampling: of the chroma: 420 halves both its sides, 444 keeps them.
+    """
     import simplejpeg
 
     return bytes(
         simplejpeg.encode_jpeg(
-            np.ascontiguousarray(rgb), quality=quality, colorspace="RGB", colorsubsampling="420", fastdct=False
+            np.ascontiguousarray(rgb), quality=quality, colorspace="RGB", colorsubsampling=subsampling, fastdct=False
         )
     )

@@ -98,7 +98,7 @@ class Tables:
         self.role = role
         self.rows = pa.table({name: [row[name] for row in hashes] for name in ("image_id", "sha256")})
         ids = pa.array([row["image_id"] for row in hashes], pa.int64())
-        seen = [{"image_id": image_id.as_py(), "boxes": []} for image_id in ids]
+        seen = [{"image_id": image_id.as_py(), "class_scores": []} for image_id in ids]
         self._tables = {
             "hashes": pa.Table.from_pylist(hashes, schema=TABLES["hashes"].schema),
             "detections": pa.Table.from_pylist(seen, schema=TABLES["detections"].schema),

@@ -13,38 +13,34 @@ def picture(**changes: object) -> dict:
     return {"ok": True, "reason": None, "width_px": 400, "height_px": 300, "luma_std": 50.0, **changes}
 
 
-def box(label: str, score: float) -> dict:
-    return {"label": label, "score": score, "x_px": 0.0, "y_px": 0.0, "w_px": 9.0, "h_px": 9.0}
-
-
 EVERYTHING_WRONG = picture(width_px=300, height_px=20, luma_std=0.0)
-HOT = [box("MALE_GENITALIA_EXPOSED", 0.9)]
+HOT = {"MALE_GENITALIA_EXPOSED": 0.9}
 
 
-def judged(row: dict, boxes: list, *, is_reference: bool = False, **config: object):
-    return judge(row, boxes, SafetyConfig(**config), is_reference=is_reference)
+def judged(row: dict, scores: dict, *, is_reference: bool = False, **config: object):
+    return judge(row, scores, SafetyConfig(**config), is_reference=is_reference)
 
 
 def test_the_first_test_that_fails_names_the_reason() -> None:
-    assert judged(picture(ok=False, reason="decode_corrupt", luma_std=None), []) == ("decode_corrupt", None, None)
+    assert judged(picture(ok=False, reason="decode_corrupt", luma_std=None), {}) == ("decode_corrupt", None, None)
     assert judged(EVERYTHING_WRONG, HOT) == ("too_small", 20.0, 32.0)
     assert judged(EVERYTHING_WRONG, HOT, min_shortest_px=1) == ("aspect", 15.0, 8.0)
     assert judged(EVERYTHING_WRONG, HOT, min_shortest_px=1, max_aspect=20) == ("blank", 0.0, 2.0)
     assert judged(EVERYTHING_WRONG, HOT, min_shortest_px=1, max_aspect=20, min_luma_std=0) == ("nsfw", 0.9, 0.4)
-    assert judged(picture(), []) == (None, None, None)
+    assert judged(picture(), {}) == (None, None, None)
 
 
 def test_limits_themselves_pass() -> None:
-    assert judged(picture(width_px=256, height_px=32, luma_std=2.0), [])[0] is None
+    assert judged(picture(width_px=256, height_px=32, luma_std=2.0), {})[0] is None
 
 
 def test_every_class_has_its_own_threshold() -> None:
-    assert judged(picture(), [box("BUTTOCKS_EXPOSED", 0.35)]) == ("nsfw", 0.35, 0.3)
-    assert judged(picture(), [box("FEMALE_BREAST_EXPOSED", 0.35)]) == (None, 0.35, 0.4)
-    # the box that goes furthest beyond its own threshold is the one that is told
-    both = [box("FEMALE_BREAST_EXPOSED", 0.42), box("ANUS_EXPOSED", 0.41)]
+    assert judged(picture(), {"BUTTOCKS_EXPOSED": 0.35}) == ("nsfw", 0.35, 0.3)
+    assert judged(picture(), {"MALE_GENITALIA_EXPOSED": 0.35}) == (None, 0.35, 0.4)
+    # the class that goes furthest beyond its own threshold is the one that is told
+    both = {"MALE_GENITALIA_EXPOSED": 0.42, "ANUS_EXPOSED": 0.41}
     assert judged(picture(), both) == ("nsfw", 0.41, 0.3)
-    assert judged(picture(), [box("FACE_FEMALE", 0.99), box("MALE_BREAST_EXPOSED", 0.99)]) == (None, None, None)
+    assert judged(picture(), {"FACE_FEMALE": 0.99, "MALE_BREAST_EXPOSED": 0.99}) == (None, None, None)
     assert judged(picture(), HOT, nsfw_threshold={}) == (None, None, None)
 
 
@@ -95,7 +91,7 @@ def test_the_stage_answers_its_rows_only(role: str) -> None:
         row(7, **picture()),
         row(8, **picture()),
     ]
-    detections = [row(5, boxes=[]), row(6, boxes=[]), row(7, boxes=HOT), row(8, boxes=None)]
+    detections = [row(5), row(6, class_scores=[]), row(7, class_scores=list(HOT.items())), row(8, class_scores=None)]
     tables = {
         "hashes": pa.Table.from_pylist(hashes, schema=TABLES["hashes"].schema),
         "detections": pa.Table.from_pylist(detections, schema=TABLES["detections"].schema),
