@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 
 from curation.safety.detector import FACES, Box, NudeNetDetector, boxes_of
+from training.data.pixels import decode, encode_jpeg
 
 # A detector has one least score for boxes whose shorter side is below each of these, in px of the picture, and one for
 # the rest. False boxes on animals are large, and true faces that are small score low: docs/safety.md.
@@ -19,7 +20,11 @@ YUNET_THRESHOLDS: Thresholds = (0.6, 0.45, 0.65, 0.85)
 _MOST_ENLARGED = 2  # NudeNet at an input so many times the longest side finds no further face
 _LONGEST_PX = 1920  # YuNet sees no side longer than this: its time and memory grow with the area
 _SAME_FACE_IOU = 0.5
-_CELLS = 6  # a blurred face keeps at most so many samples a side: nothing to sharpen back
+# A blurred face keeps three samples a side, smoothed on a grid so fine that no edge of a sample is left. With six and
+# less smoothing YuNet found 15 of 100 blurred faces again, which three dark spots are enough for.
+_CELLS, _GRID, _SIGMA = 3, 32, 8.0
+LEAST_PSNR_DB = 40.0  # of a blurred picture outside its boxes, after encoding
+_HIGHER_QUALITIES = (97, 99, 100)
 
 
 class FaceDetector(Protocol):
@@ -134,17 +139,46 @@ def blur_faces(rgb: np.ndarray, boxes: Sequence[Box]) -> np.ndarray:
     import cv2
 
     out = rgb.copy()
-    height, width = rgb.shape[:2]
-    for box in boxes:
-        x0, y0 = max(0, int(np.floor(box.x_px))), max(0, int(np.floor(box.y_px)))
-        x1 = min(width, int(np.ceil(box.x_px + box.w_px)))
-        y1 = min(height, int(np.ceil(box.y_px + box.h_px)))
-        if x1 <= x0 or y1 <= y0:
-            continue
-        region = out[y0:y1, x0:x1]
-        cells = (min(_CELLS, x1 - x0), min(_CELLS, y1 - y0))
-        few = cv2.resize(region, cells, interpolation=cv2.INTER_AREA)
-        smooth = cv2.resize(few, (x1 - x0, y1 - y0), interpolation=cv2.INTER_LINEAR)
-        sigma = max(1.0, min(x1 - x0, y1 - y0) / (2.0 * _CELLS))
-        out[y0:y1, x0:x1] = cv2.GaussianBlur(smooth, (0, 0), sigma, borderType=cv2.BORDER_REPLICATE)
+    for rows, columns in _regions(boxes, *rgb.shape[:2]):
+        region = out[rows, columns]
+        height, width = region.shape[:2]
+        few = cv2.resize(region, (min(_CELLS, width), min(_CELLS, height)), interpolation=cv2.INTER_AREA)
+        grid = cv2.resize(few, (_GRID, _GRID), interpolation=cv2.INTER_LINEAR).astype(np.float32)
+        smooth = cv2.GaussianBlur(grid, (0, 0), _SIGMA, borderType=cv2.BORDER_REPLICATE)
+        wide = cv2.resize(smooth, (width, height), interpolation=cv2.INTER_LINEAR)
+        out[rows, columns] = np.rint(wide).astype(np.uint8)
     return out
+
+
+def encode_blurred(blurred: np.ndarray, boxes: Sequence[Box], quality: int) -> bytes:
+    """JPEG of a blurred picture, 4:4:4, without metadata, of a quality at which what is no box keeps 40 dB.
+
+    Args:
+        blurred: uint8 [H, W, 3].
+        boxes: that were blurred.
+        quality: tried first; a higher one is taken where it is not enough, which noise in colour needs.
+    """
+    outside = np.ones(blurred.shape[:2], bool)
+    for rows, columns in _regions(boxes, *blurred.shape[:2]):
+        outside[rows, columns] = False
+    for tried in (quality, *(step for step in _HIGHER_QUALITIES if step > quality)):
+        jpeg = encode_jpeg(blurred, tried, subsampling="444")
+        if psnr_db(decode(jpeg).rgb[outside], blurred[outside]) >= LEAST_PSNR_DB:
+            break
+    return jpeg
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal to noise of uint8 arrays of one shape; infinite where they are equal."""
+    error = float(np.square(a.astype(np.float32) - b).mean()) if a.size else 0.0
+    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+
+
+def _regions(boxes: Sequence[Box], height: int, width: int) -> Iterator[tuple[slice, slice]]:
+    """Rows and columns of each box, fractions rounded outwards; none of a box that lies outside."""
+    for box in boxes:
+        left, top = max(0, int(np.floor(box.x_px))), max(0, int(np.floor(box.y_px)))
+        right = min(width, int(np.ceil(box.x_px + box.w_px)))
+        bottom = min(height, int(np.ceil(box.y_px + box.h_px)))
+        if right > left and bottom > top:
+            yield slice(top, bottom), slice(left, right)

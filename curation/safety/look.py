@@ -37,6 +37,7 @@ from curation.safety.faces import (
     YuNet,
     blur_faces,
     dilate,
+    encode_blurred,
     merged,
 )
 from curation.schema import TABLES
@@ -89,7 +90,7 @@ class LookConfig(Config):
     face_dilation: float = Field(1.5, ge=1, le=4)
     blur: bool = Field(True, description="false: faces are found but nothing is blurred")
     small_px: int = Field(288, ge=32, description="shortest side of the intermediate")
-    quality: int = Field(95, ge=50, le=100, description="of the JPEGs that are written")
+    quality: int = Field(95, ge=50, le=100, description="of the JPEGs that are written; of a blurred one at least")
 
     def detection_values(self) -> dict[str, Any]:
         """What decides ``detections``: the settings and the digests of the models."""
@@ -268,7 +269,7 @@ class LookStage(ShardStage):
             detections.append(dict(row))
             waiting.append((detections[-1], picture.rgb))
             held_px += picture.width_px * picture.height_px
-            if self.config.device == "cpu" or held_px >= _HELD_PX:
+            if self._must_finish(held_px):
                 self._finish(waiting, small, blurred)
                 waiting, held_px = [], 0
         self._finish(waiting, small, blurred)
@@ -281,6 +282,10 @@ class LookStage(ShardStage):
             "detections": pa.Table.from_pylist(detections, schema=TABLES["detections"].schema),
         }
 
+    def _must_finish(self, held_px: int) -> bool:
+        """Pictures wait for each other only where a GPU looks at several together; memory bounds how many."""
+        return self.config.device == "cpu" or held_px >= _HELD_PX
+
     def _finish(self, waiting: Waiting, small: ObjectTar, blurred: ObjectTar) -> None:
         """Fill the rows of pictures that wait: what is seen, the blurred version, the intermediate."""
         assert self._looker is not None
@@ -290,7 +295,7 @@ class LookStage(ShardStage):
             rgb = original
             if seen.faces and config.blur:
                 rgb = blur_faces(original, seen.faces)
-                jpeg = encode_jpeg(rgb, config.quality, subsampling="444")  # 4:2:0 loses more than 40 dB of some
+                jpeg = encode_blurred(rgb, seen.faces, config.quality)
                 line |= {"blurred_offset": blurred.add(name, jpeg), "blurred_bytes": len(jpeg)}
             jpeg = encode_jpeg(resize_shortest(rgb, config.small_px), config.quality)
             line |= {"small_offset": small.add(name, jpeg), "small_bytes": len(jpeg)}

@@ -6,7 +6,15 @@ import cv2
 import numpy as np
 import pytest
 
-from curation.safety.detector import EXPLICIT, FACES, Box, NudeNetDetector, boxes_of, explicit_score, letterbox
+from curation.safety.detector import (
+    EXPLICIT,
+    FACES,
+    NudeNetDetector,
+    boxes_of,
+    class_scores_of,
+    explicit_score,
+    letterbox,
+)
 from training.data.pixels import decode
 
 
@@ -82,10 +90,50 @@ def test_boxes_are_clipped_floored_and_free_of_overlaps() -> None:
     assert nothing == []
 
 
-def test_explicit_score() -> None:
-    def box(label: str, score: float) -> Box:
-        return Box(label, score, 0.0, 0.0, 1.0, 1.0)
+def test_only_classes_that_count_are_boxes_and_suppress_others() -> None:
+    output = np.zeros((4 + 3, 2), np.float32)
+    output[:4] = np.array([[100, 102], [100, 101], [50, 50], [50, 50]])
+    output[4, 0], output[5, 1], output[6, 1] = 0.9, 0.3, 0.25
+    sizes = {"width_px": 320, "height_px": 320, "input_px": 320, "floor": 0.2}
+    labels = ("covered", "face", "other face")
+    assert [box.label for box in boxes_of(output, labels, **sizes)] == ["covered"]
+    (box,) = boxes_of(output, labels, only=labels[1:], **sizes)
+    assert (box.label, round(box.score, 2)) == ("face", 0.3)
+    assert boxes_of(output, labels, only=("other face",), **sizes)[0].label == "other face"
+    assert class_scores_of(output, labels) == pytest.approx({"covered": 0.9, "face": 0.3, "other face": 0.25})
 
-    assert explicit_score([]) == (None, 0.0)
-    assert explicit_score([box("FACE_MALE", 0.9), box("MALE_BREAST_EXPOSED", 0.8)]) == (None, 0.0)
-    assert explicit_score([box(EXPLICIT[0], 0.3), box(EXPLICIT[3], 0.4)]) == (EXPLICIT[3], 0.4)
+
+@pytest.mark.parametrize("channels", ["rgb", "bgr"])
+def test_class_scores_are_nudenets_own(detector, shared_data, channels) -> None:
+    """Of 50 pictures of all kinds; `make bench NAME=nsfw` compares 200. nudenet shows an array as it is given."""
+    from nudenet import NudeDetector
+    from nudenet import nudenet as package
+
+    own = NudeDetector()
+    with tarfile.open(shared_data / "pool_imagenet_300.tar") as tar:
+        for member in [m for m in tar.getmembers() if not m.name.endswith(".csv")][::12]:
+            rgb = decode(tar.extractfile(member).read()).rgb
+            shown = rgb if channels == "rgb" else np.ascontiguousarray(rgb[:, :, ::-1])
+            (expected,) = own.onnx_session.run(None, {own.input_name: package._read_image(shown, 320)[0]})
+            (output,) = detector.outputs([rgb], channels=channels)
+            ours = class_scores_of(output, detector.labels)
+            assert list(ours) == vars(package)["__labels"]
+            assert list(ours.values()) == pytest.approx(expected[0, 4:].max(axis=1).tolist(), abs=1e-3)
+
+
+def test_a_batch_gives_what_single_pictures_give(detector) -> None:
+    from skimage import data
+
+    pictures = [data.astronaut(), data.coffee(), data.chelsea(), data.astronaut()[:90, :400], data.coffee()[::2]]
+    batches = NudeNetDetector(batch_px=3 * 320**2)  # runs of 3 and of 2, filled up
+    single = [next(iter(detector.outputs([rgb]))) for rgb in pictures]
+    for one, many in zip(single, batches.outputs(pictures), strict=True):
+        assert np.abs(one[4:] - many[4:]).max() <= 1e-5
+        assert np.abs(one[:4] - many[:4]).max() <= 1e-2  # px
+    assert list(detector.outputs([])) == []
+
+
+def test_explicit_score() -> None:
+    assert explicit_score({}) == (None, 0.0)
+    assert explicit_score({"FACE_MALE": 0.9, "MALE_BREAST_EXPOSED": 0.8}) == (None, 0.0)
+    assert explicit_score({EXPLICIT[0]: 0.3, EXPLICIT[3]: 0.4, "FACE_MALE": 0.9}) == (EXPLICIT[3], 0.4)

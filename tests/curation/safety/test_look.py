@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from curation.dedup.hashes import dhash, pdq, phash, pixel_sha256
+from curation.safety.detector import EXPLICIT
 from curation.safety.look import LookConfig, LookStage
 from curation.schema import TABLES
 from training.config import ConfigError
@@ -141,6 +142,8 @@ def test_faces_are_blurred_in_both_versions_and_nowhere_else(files, looked) -> N
         if image_id != 1_000_000:
             assert other["num_faces"] == 0
             assert other["blurred_object"] is other["blurred_offset"] is other["blurred_bytes"] is None
+    assert shard.tars["blurred"].names == ["000000000001000000.jpg"]
+    assert shard.objects["bytes/a.tar"] == b"".join(files.values())  # what has no face is exported from here, as it is
 
 
 def test_small_versions_are_never_enlarged_and_failures_have_none(looked) -> None:
@@ -153,6 +156,7 @@ def test_small_versions_are_never_enlarged_and_failures_have_none(looked) -> Non
         else:
             assert row["small_offset"] is row["small_bytes"] is row["nsfw_label"] is None
             assert (row["boxes"], row["faces"], row["num_faces"], row["nsfw_score"]) == ([], [], 0, 0.0)
+            assert row["class_scores"] == []
     assert shapes == {
         1_000_000: (288, 288),
         1_000_001: (288, 432),
@@ -182,6 +186,73 @@ def test_twice_the_same_bytes(files, looked) -> None:
     assert shard.objects == looked[0].objects
 
 
+def test_every_class_is_scored_and_the_worst_explicit_one_is_named(looked) -> None:
+    for row in looked[1]["detections"].to_pylist():
+        if row["small_object"] is None:
+            continue
+        scores = dict(row["class_scores"])
+        assert len(scores) == 18
+        assert all(0 <= score <= 1 for score in scores.values())
+        assert row["nsfw_score"] == scores[row["nsfw_label"]] == max(scores[label] for label in EXPLICIT)
+        # a box has the score of its class or, where one with a higher score covers it, none
+        assert all(box["score"] <= scores[box["label"]] for box in row["boxes"])
+
+
+def test_pictures_that_wait_for_a_gpu_give_the_same_rows(files, looked) -> None:
+    """What a GPU changes but arithmetic: several pictures wait, and are looked at together."""
+
+    class Waits(LookStage):
+        def _must_finish(self, held_px: int) -> bool:
+            return held_px > 600_000
+
+    shard = Shard(files)
+    made = Waits(LookConfig()).run(1, shard)
+    assert all(made[name].equals(looked[1][name]) for name in made)
+    assert shard.objects == looked[0].objects
+
+
+def test_a_blurred_file_holds_nothing_but_the_picture(files) -> None:
+    """EXIF with a thumbnail, XMP, a comment and a profile are gone, and the orientation is in the pixels."""
+    from PIL import ImageCms
+    from skimage import data
+
+    astronaut = data.astronaut()
+    turned = Image.fromarray(np.rot90(astronaut))  # stored lying; orientation 6 says: turn it back
+    exif = Image.Exif()
+    exif[0x0112], exif[0x013B] = 6, "A. Photographer"
+    thumbnail = encoded(astronaut[::4, ::4], "JPEG")
+    blob = exif.tobytes() + thumbnail  # where a camera keeps it: behind the tables of the segment
+    buffer = io.BytesIO()
+    turned.save(
+        buffer, "JPEG", quality=95, exif=blob, comment=b"of a person", xmp=b"<x:xmpmeta>a person</x:xmpmeta>",
+        icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+    )  # fmt: skip
+    stored = buffer.getvalue()
+    assert thumbnail in stored
+    shard = Shard({1_000_000: stored})
+    row = LookStage(LookConfig()).run(1, shard)["detections"].to_pylist()[0]
+    jpeg = shard.blob(row["blurred_object"], row["blurred_offset"], row["blurred_bytes"])
+    small = shard.blob(row["small_object"], row["small_offset"], row["small_bytes"])
+    for data_of in (jpeg, small):
+        assert [marker for marker in segments(data_of) if 0xE0 < marker <= 0xEF or marker == 0xFE] == []
+        assert thumbnail[:100] not in data_of
+        image = Image.open(io.BytesIO(data_of))
+        assert not image.getexif()
+        assert set(image.info) <= {"jfif", "jfif_version", "jfif_unit", "jfif_density"}
+    assert row["num_faces"] == 1
+    difference = np.abs(decode(jpeg).rgb.astype(int) - astronaut).mean(axis=2)
+    assert np.median(difference) < 3
+
+
+def segments(jpeg: bytes) -> list[int]:
+    """Markers of a JPEG up to its scan."""
+    found, place = [], 2
+    while jpeg[place + 1] != 0xDA:
+        found.append(jpeg[place + 1])
+        place += 2 + int.from_bytes(jpeg[place + 2 : place + 4], "big")
+    return found
+
+
 def test_without_blur_and_without_a_detector(files) -> None:
     one = {1_000_000: files[1_000_000]}
     shard = Shard(one)
@@ -191,6 +262,7 @@ def test_without_blur_and_without_a_detector(files) -> None:
     assert shard.tars["blurred"].names == []
     row = LookStage(LookConfig(detector="none")).run(1, Shard(one))["detections"].to_pylist()[0]
     assert (row["boxes"], row["faces"], row["nsfw_label"], row["nsfw_score"]) == ([], [], None, 0.0)
+    assert row["class_scores"] == []
     assert row["small_object"] is not None
 
 
@@ -213,9 +285,11 @@ def test_folders_tell_models_and_settings_apart_but_not_paths(tmp_path, shared_d
     assert folder() == folder(max_seconds=99)
     assert folder(yunet=str(source)) == folder(yunet=str(copy))
     others = [
-        folder(), folder(yunet=str(source)), folder(detector="none"), folder(face_threshold=0.5), folder(blur=False),
+        folder(), folder(yunet=str(source)), folder(detector="none"),
+        folder(face_thresholds=(0.3, 0.3, 0.3, 0.5)), folder(blur=False),
         folder(face_dilation=1.3), folder(small_px=224), folder(quality=90), folder(max_pixels=1000),
         folder(face_input_px=(320, 640)),
+        folder(yunet=str(source), yunet_thresholds=(0.5, 0.5, 0.5, 0.5)),
     ]  # fmt: skip
     assert len(set(others)) == len(others)
     assert others[0].startswith("detections/nudenet-")
@@ -223,7 +297,7 @@ def test_folders_tell_models_and_settings_apart_but_not_paths(tmp_path, shared_d
 
 def test_bad_values_are_named_before_any_work() -> None:
     with pytest.raises(
-        ConfigError, match=r"look\.yunet: got 'no/such\.onnx', which is no file; give YuNet's ONNX file"
+        ConfigError, match=r"look\.yunet: got 'no/such\.onnx', which is no file; fetch face_detection_yunet"
     ):
         LookStage(LookConfig(yunet="no/such.onnx")).preflight()
     with pytest.raises(ConfigError, match=r"look\.yunet"):
