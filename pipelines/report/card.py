@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from curation.ingest.fetch import FetchConfig
 from curation.query import run_checks, run_sql
+from curation.safety.look import LookConfig
 from curation.schema import VERDICTS
 from pipelines.report.funnel import FunnelRow, funnel
 from pipelines.report.retrieval import query_sets
@@ -61,6 +62,8 @@ _LICENCES = {
 _SOURCES = """
     SELECT name, role, kind, num_rows, digest FROM sources ORDER BY role = 'benchmark', role = 'query', source_id
 """
+# Of 327 labelled faces, those that NudeNet, YuNet, and both cover with the default settings: docs/safety.md.
+_FACES_FOUND = {(True, False): 200, (False, True): 302, (True, True): 303}
 _WEIGHT_FREE = ("sift-vlad-dct", "hog-thumb")
 
 
@@ -182,7 +185,7 @@ def _hosts(connection: Any, num_images: int) -> dict[str, Any]:
 def _models(settings: Settings, recipe: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     look = settings.sections["look"]
     if look["detector"] != "none":
-        use = "explicit pictures, faces"
+        use = "explicit pictures, faces" if look["face_input_px"] else "explicit pictures"
         source = "320n.onnx of the package nudenet"
         yield _model(use, "look.detector", look["detector"], digest=look.get("nudenet"), source=source)
     if look["yunet"]:
@@ -288,19 +291,28 @@ def _policy(connection: Any, sections: Mapping[str, Mapping[str, Any]]) -> dict[
     }
 
 
+def _faces_left(look: Mapping[str, Any], *, by_nudenet: bool) -> str:
+    """What share of faces these settings blurred where they were measured: `make bench NAME=faces`."""
+    defaults = LookConfig().model_dump(mode="json")
+    keys = ["face_dilation"]
+    keys += ["face_input_px", "face_thresholds"] if by_nudenet else []
+    keys += ["yunet_scales", "yunet_thresholds"] if look["yunet"] else []
+    if any(look[key] != defaults[key] for key in keys):
+        return "Not every face is blurred: what share is was not measured with these settings."
+    found = _FACES_FOUND[by_nudenet, bool(look["yunet"])]
+    return f"Not every face is blurred: these settings covered {found} of 327 labelled ones of at least 16 px."
+
+
 def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     """What is not promised, in the words of docs/safety.md, as far as it holds for these settings."""
     look, fetch = sections["look"], sections["fetch"]
-    measured = (look["face_input_px"], look["face_threshold"], look["face_dilation"]) == ([320], 0.3, 1.5)
-    if look["detector"] == "none" and not look["yunet"]:
+    by_nudenet = look["detector"] != "none" and bool(look["face_input_px"])
+    if not by_nudenet and not look["yunet"]:
         yield "Faces were neither looked for nor blurred."
     elif not look["blur"]:
         yield "Faces were looked for, and not blurred."
     else:
-        if measured and not look["yunet"]:
-            yield "About two thirds of the faces are not blurred: these settings found 105 of 327 labelled ones."
-        else:
-            yield "Not every face is blurred: what share is was not measured with these settings."
+        yield _faces_left(look, by_nudenet=by_nudenet)
         yield "The pool keeps the original bytes: who may read it may see the faces."
     if look["detector"] == "none":
         yield "No picture was judged as explicit."
