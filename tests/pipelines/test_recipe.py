@@ -47,7 +47,8 @@ def test_the_papers_recipe_names_the_27_rows_of_its_table():
 def test_the_smoke_recipe_differs_from_the_papers_in_models_and_sizes_only():
     keys = {key for key, _, _ in differences(*(load_recipe(CurateRecipe, name) for name in ("smoke", "lvd142m")))}
     assert keys <= {
-        "shard_rows", "screen.blocked_hosts", "cluster.sample", "fetch.max_bytes", "fetch.timeout_s", "descriptor.name",
+        "shard_rows", "screen.blocked_hosts", "look.yunet", "look.face_input_px", "cluster.sample", "fetch.max_bytes",
+        "fetch.timeout_s", "descriptor.name",
         "descriptor.duplicate_threshold", "descriptor.leakage_threshold", "edges.num_lists", "edges.fit_pictures",
         "edges.fit_shards", "edges.probes", "edges.reference_probes", "embed.name", "cluster.num_clusters",
         "select.multiset",  # of a small pool every picture would be there many times
