@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.dedup.describe import vectors_of
-from curation.export.objects import OF_POOL, any_of, parts_of, rewritten, unnamed_objects
+from curation.export.objects import OF_POOL, any_of, parts_of, rewritten, swap, unnamed_objects
 from curation.ingest.takedown import PART, TAKEN_DOWN, Rule, Rules, known_rules, merged, to_table
 from curation.schema import VECTOR_TABLES, Part
 from curation.stage import digest_of
-from curation.store import LeaseLostError, Store, read_footer, read_part, write_part
+from curation.store import LeaseLostError, Store, read_part, write_part
 
 # A centroid this near to a picture's vector is that picture: the mean of two different ones is further away.
 _SAME_VECTOR = 0.9999
@@ -244,7 +244,7 @@ def _mend(parts: _Parts, shard: int, rules: Rules, *, done: Purged, scratch: Pat
             done.image_ids.update(held["image_id"].to_pylist())
             done.num_parts += 1
             check()
-            _swap(pool, part, mended, scratch)
+            swap(pool, part, mended, scratch)
 
 
 def _without_bytes(images: pa.Table, named: pa.Array, by_url: pa.Array) -> pa.Table:
@@ -261,20 +261,3 @@ def _without_bytes(images: pa.Table, named: pa.Array, by_url: pa.Array) -> pa.Ta
             continue
         images = images.set_column(at, column, changed)
     return images
-
-
-def _swap(pool: Store, part: Part, table: pa.Table, scratch: Path) -> None:
-    """Replace a part by a mended one of the same origin."""
-    footer, tag = read_footer(pool, part), pool.tag(part.path)
-    assert footer is not None
-    path = scratch / "mended.parquet"
-    write_part(
-        table,
-        path,
-        stage=footer.stage,
-        version=footer.version,
-        fingerprint=footer.fingerprint,
-        inputs=footer.inputs,
-    )
-    if not pool.replace(part.path, path, tag):
-        raise LeaseLostError(f"{pool.location}/{part.path} changed meanwhile; another driver works on the pool")
