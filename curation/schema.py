@@ -257,7 +257,7 @@ _TABLES = (
             ("format", pa.string(), "sniffed from the bytes: jpeg, png, webp, …"),
             _SHA,
             ("num_bytes", pa.int64(), "size of the bytes"),
-            ("object", pa.string(), "tar inside the pool"),
+            ("object", pa.string(), "tar inside the pool; null where nothing was kept, or the original was purged"),
             ("offset", pa.int64(), "of the first byte inside the tar"),
         ),
     ),
