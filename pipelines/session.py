@@ -451,12 +451,14 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
         "safety": safety.model_copy(update={key: [_absolute(p) for p in getattr(safety, key)] for key in blocked}),
         "look": look.model_copy(update={"device": device, "yunet": _absolute(look.yunet) if look.yunet else None}),
     }
-    for section in ("embed", "descriptor"):
+    for section in ("embed", "descriptor", "opinion"):
         config = getattr(recipe, section)
         weights = _absolute(config.weights) if config.weights else None
         kind, _, path = config.name.partition(":")
         name = f"{kind}:{_absolute(path)}" if kind in ("sscd", "checkpoint", "script") else config.name
         updates[section] = config.model_copy(update={"device": device, "weights": weights, "name": name})
+    if recipe.opinion.head:
+        updates["opinion"] = updates["opinion"].model_copy(update={"head": _absolute(recipe.opinion.head)})
     return recipe.model_copy(update=updates)
 
 

@@ -52,7 +52,7 @@ class _Parts:
     def __init__(self, pool: Store) -> None:
         self.store = pool
         self._found: dict[str, dict[int, list[Part]]] = {}
-        for table in ("urls", "images", "hashes", "detections", "pca_hashes", *VECTOR_TABLES):
+        for table in ("urls", "images", "hashes", "detections", "opinions", "pca_hashes", *VECTOR_TABLES):
             by_shard = self._found.setdefault(table, {})
             for part in parts_of(pool, table):
                 by_shard.setdefault(part.index, []).append(part)
@@ -227,7 +227,7 @@ def _fit_parts(pool: Store, name: str) -> list[Part]:
 def _mend(parts: _Parts, shard: int, rules: Rules, *, done: Purged, scratch: Path, check: Check) -> None:
     """Parts of one shard without what goes. ``hashes`` and ``images`` last: by them a second run finds the shard."""
     pool, by_url = parts.store, _ids_by_url(parts, shard, rules)
-    for name in (*VECTOR_TABLES, "pca_hashes", "detections", "hashes", "images"):
+    for name in (*VECTOR_TABLES, "pca_hashes", "opinions", "detections", "hashes", "images"):
         for part in parts.of(name, shard):
             table = read_part(pool, part)
             named = _doomed(table, by_url, rules)

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import Field, model_validator
 
-from curation.dedup.hashes import dhash, luma, luma_std, pdq, phash, pixel_sha256
+from curation.dedup.hashes import dhash, flat_share, luma, luma_std, pdq, phash, pixel_sha256
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.modelfacts import ModelFacts
@@ -129,6 +129,7 @@ def hash_row(picture: Picture) -> dict[str, Any]:
         "pdq": pdq_hash,
         "pdq_quality": pdq_quality,
         "luma_std": luma_std(grey),
+        "flat_share": flat_share(grey),
     }
 
 
