@@ -6,7 +6,7 @@ The stages in order, tables in -> tables out:
 2. screen_keys, url_duplicates, screened: ``urls`` -> ``screened``
 3. fetch, fetched: ``screened``, ``urls`` -> ``images``, ``fetch_log``; ``fetched``
 4. look: ``fetched``, ``images`` -> ``hashes``, ``detections``
-5. safety: ``fetched``, ``hashes``, ``detections`` -> ``safety``
+5. opinion, safety: ``fetched``, ``hashes``, ``detections`` -> ``opinions``, ``safety``
 6. fit_pca_hash, pca_hash, near_codes, near_pairs, near_groups, near: ``safety``, ``hashes`` -> ``near``
 7. fit_descriptor, describe: ``near``, ``detections`` -> ``descriptors``
 8. fit_quantiser, edges, components, duplicates: ``near``, ``descriptors`` -> ``edges``, ``components``, ``duplicates``

@@ -257,7 +257,7 @@ _TABLES = (
             ("format", pa.string(), "sniffed from the bytes: jpeg, png, webp, …"),
             _SHA,
             ("num_bytes", pa.int64(), "size of the bytes"),
-            ("object", pa.string(), "tar inside the pool"),
+            ("object", pa.string(), "tar inside the pool; null where nothing was kept, or the original was purged"),
             ("offset", pa.int64(), "of the first byte inside the tar"),
         ),
     ),
@@ -304,6 +304,11 @@ _TABLES = (
             ("pdq", pa.string(), "PDQ, 64 hex digits, most significant bit first; null where it did not decode"),
             ("pdq_quality", pa.int16(), "of PDQ, 0 to 100; below 50 it is not trusted"),
             ("luma_std", pa.float32(), "standard deviation of luma, 0 to 127; near 0 is a blank picture"),
+            (
+                "flat_share",
+                pa.float32(),
+                "largest share of pixels within a grey level of one luma; near 1 is a placeholder",
+            ),
         ),
     ),
     Table(
@@ -334,6 +339,17 @@ _TABLES = (
             ),
             ("small_offset", pa.int64(), "of its first byte"),
             ("small_bytes", pa.int64(), "its size"),
+        ),
+    ),
+    Table(
+        name="opinions",
+        root="pool",
+        kind="facts",
+        row="one picture that was looked at; none where opinion.name is none",
+        schema=_schema(
+            _ID,
+            _SHA,
+            ("score", pa.float32(), "of the head that gives a second opinion; null where it was not asked"),
         ),
     ),
     Table(name="safety", root="run", kind="verdict", row="one fetched picture", schema=_schema(*_VERDICT)),

@@ -473,7 +473,7 @@ class Lease:
             "token": self.token,
             "host": socket.gethostname(),
             "pid": os.getpid(),
-            "started": _start_of(os.getpid()),
+            "started": start_of(os.getpid()),
             "time": time.time(),
         }
         path.write_text(json.dumps(note))
@@ -529,11 +529,11 @@ def _read_lease(store: Store) -> dict[str, Any] | None:
 
 def _alive(held: dict[str, Any]) -> bool:
     if held["host"] == socket.gethostname():
-        return held["started"] is not None and _start_of(int(held["pid"])) == held["started"]
+        return held["started"] is not None and start_of(int(held["pid"])) == held["started"]
     return time.time() - float(held["time"]) < STALE_AFTER_S
 
 
-def _start_of(pid: int) -> float | None:
+def start_of(pid: int) -> float | None:
     """When a process of this machine started, so that a reused pid is not taken for it; None where it is gone."""
     import psutil
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from curation.backbones import BackboneConfig
 
 KINDS = ("timm", "open_clip", "checkpoint", "script")
+_WITHOUT = {"descriptor": "sift-vlad-dct", "opinion": "none"}  # what a section names that needs no weights
 
 
 def stay_offline() -> None:
@@ -31,15 +32,16 @@ def weights_file(config: BackboneConfig, key: str) -> Path:
         ConfigError: the name is not known, or the weights are neither in a file nor in the cache; it says where they
             can be had.
     """
+    without = _WITHOUT.get(key, "hog-thumb")
     if config.kind not in KINDS or not config.rest or (config.kind == "open_clip" and not all(config.clip)):
-        raise ConfigError(f"{key}.name: got {config.name!r}, allowed: hog-thumb, timm:NAME, open_clip:NAME/TAG, "
+        raise ConfigError(f"{key}.name: got {config.name!r}, allowed: {without}, timm:NAME, open_clip:NAME/TAG, "
                           "checkpoint:PATH, script:PATH")  # fmt: skip
     given = config.rest if config.kind in ("checkpoint", "script") else config.weights
     if given is not None:
         if not Path(given).is_file():
             where = f"{key}.name" if config.kind in ("checkpoint", "script") else f"{key}.weights"
             raise ConfigError(
-                f"{where}: got {given!r}, which is no file; give the path of the weights, or take hog-thumb"
+                f"{where}: got {given!r}, which is no file; give the path of the weights, or take {without}"
             )
         return Path(given)
     stay_offline()
@@ -52,7 +54,7 @@ def weights_file(config: BackboneConfig, key: str) -> Path:
             return Path(found)
     raise ConfigError(
         f"{key}.weights: got none, and {config.name!r} is not in the cache of Hugging Face ({constants.HF_HUB_CACHE}); "
-        f"{public.way} and give {key}.weights=PATH, or take {key}.name=hog-thumb, which needs none"
+        f"{public.way} and give {key}.weights=PATH, or take {key}.name={without}, which needs none"
     )
 
 

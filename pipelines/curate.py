@@ -35,6 +35,7 @@ from curation.retrieve.quotas import Quotas
 from curation.retrieve.retrieve import Queries, RetrieveConfig
 from curation.retrieve.select import SelectConfig, Selection
 from curation.safety.look import LookConfig, LookStage
+from curation.safety.opinion import OpinionConfig, SecondOpinion
 from curation.safety.verdict import SafetyConfig, SafetyStage
 from curation.schema import ROWS_PER_SHARD_LIMIT
 from curation.stage import DEFAULT_MEMORY_BYTES, Resources, Stage
@@ -79,6 +80,7 @@ class CurateRecipe(Config):
     screen: ScreenConfig = ScreenConfig()
     fetch: FetchConfig = FetchConfig()
     look: LookConfig = LookConfig()
+    opinion: OpinionConfig = OpinionConfig()
     safety: SafetyConfig = SafetyConfig()
     pca_hash: PcaHashConfig = PcaHashConfig()
     near: NearConfig = NearConfig()
@@ -125,6 +127,20 @@ class CurateRecipe(Config):
         return self
 
     @model_validator(mode="after")
+    def _opinions_are_judged(self) -> CurateRecipe:
+        thresholds = (self.safety.opinion_drop, self.safety.opinion_clear)
+        if self.opinion.is_asked and thresholds == (None, None):
+            raise ValueError(
+                "opinion.name asks for a second opinion, and nothing is made of it: give safety.opinion_drop, "
+                "safety.opinion_clear or both; thresholds belong to the head, and none is known"
+            )
+        if not self.opinion.is_asked and thresholds != (None, None):
+            raise ValueError(
+                "safety.opinion_drop and safety.opinion_clear judge a second opinion, and opinion.name is none"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _levels_stand_on_the_clusters(self) -> CurateRecipe:
         if self.hierarchy.levels:
             check_levels(self.hierarchy.levels, self.cluster.num_clusters)
@@ -137,6 +153,8 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
     if recipe.execution.device == "cuda":
         for stage in stages:
             on_gpu = (LookStage, Describe, Embed, FitKmeans, Clusters, Candidates)
+            if isinstance(stage, SecondOpinion) and recipe.opinion.is_asked:
+                stage.resources = Resources(gpus=1)
             # Local features are compared on processors, and there are more of these.
             if isinstance(stage, on_gpu) or (isinstance(stage, Edges) and recipe.edges.verify == "none"):
                 stage.resources = Resources(gpus=1)
@@ -155,6 +173,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         FetchStage(recipe.fetch),
         Fetched(recipe.fetch),
         LookStage(recipe.look),
+        SecondOpinion(recipe.opinion),
         SafetyStage(recipe.safety),
         # equal and nearly equal pictures, by hash
         FitPcaHash(recipe.pca_hash, recipe.near.hash),

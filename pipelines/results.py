@@ -14,6 +14,7 @@ from curation.export.objects import OF_POOL, TARS, unnamed_objects
 from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
 from curation.store import Lease, LocalStore, Store, lease_holder, open_store, read_footer, read_part
+from pipelines.scratch import scratch_folder
 from pipelines.session import RECIPE, local_copy, put_text, read_state
 from training.config import ConfigError
 
@@ -246,7 +247,7 @@ def clean(run: str) -> dict[str, int]:
     state = state_of(run)
     pool, store = open_store(state["pool"]), open_store(run)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
+        scratch = stack.enter_context(scratch_folder())
         for root in (pool, store):  # what a living driver has stored and not yet named must stay
             stack.callback(Lease(root, scratch).release)
         unnamed = [(store, path) for path in unnamed_objects(store, TARS)]

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 from curation.stage import Resources
 from curation.store import LeaseLostError
+from pipelines.scratch import sweep_scratch
 from pipelines.work import Done, Job, Where, execute, kind_of
 from training.config import ConfigError
 
@@ -199,6 +200,7 @@ class _Worker:
         import faulthandler
 
         faulthandler.enable()
+        sweep_scratch()  # of a worker of this machine that was killed
 
     def run(self, job: Job) -> Done | Failure:
         return run_job(job, self._where)

@@ -16,13 +16,14 @@ from typing import Any
 import pyarrow as pa
 
 from curation.export.objects import TARS, unnamed_objects
-from curation.export.purge import Purged, pending, pictures_named, purge
+from curation.export.purge import pending
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import known_rules
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
-from curation.schema import UNDER_WAY, Part, Role, first_shard
+from curation.safety.look import LookStage
+from curation.schema import Part, Role, first_shard
 from curation.stage import Stage, digest_of
 from curation.store import (
     Lease,
@@ -40,12 +41,13 @@ from pipelines.drive import Driver, PlanLine, Summary, plan
 from pipelines.models import describe_models
 from pipelines.plan import SOURCES, Ledger
 from pipelines.recipe import dump_recipe
+from pipelines.removals import remove_pages, take_down, take_out_originals
 from pipelines.runner import Executor, InlineExecutor
+from pipelines.scratch import scratch_folder, sweep_scratch
 from pipelines.work import Where, peak_bytes
 from training.config import ConfigError
 
 STATE = "state.json"
-PAGES = ("report.html", "held_out.parquet")  # of a run: they hold pictures, and are written again when asked for
 RECIPE = "recipe.yaml"
 _BEFORE_FETCHED = ("screen_keys", "url_duplicates", "screened", "fetch")
 
@@ -127,15 +129,42 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
 
     What look has met of the takedown list by its hash leaves the pool afterwards, and the verdicts follow.
     """
-    outcome = _curate(recipe, options, say)
+    if _purges_originals(recipe, options):
+        looked = _curate(recipe, replace(options, until=LookStage.name), say)
+        later = replace(options, redo=_after_look(recipe, options))
+        outcome = _joined(looked, _curate(recipe, later, say, is_looked_at=True))
+    else:
+        outcome = _curate(recipe, options, say)
     if options.dry_run or not outcome.summary.num_jobs or not pending(open_store(recipe.pool)):
         return outcome
-    again = _curate(recipe, replace(options, redo=()), say)
-    again.summary.add(outcome.summary)
-    return replace(again, lines=outcome.lines, wall_s=outcome.wall_s + again.wall_s)
+    return _joined(outcome, _curate(recipe, replace(options, redo=()), say))
 
 
-def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -> Outcome:
+def _joined(first: Outcome, second: Outcome) -> Outcome:
+    """Two passes as one."""
+    second.summary.add(first.summary)
+    seen = {line.stage for line in first.lines}
+    lines = [*first.lines, *(line for line in second.lines if line.stage not in seen)]
+    return replace(second, lines=lines, wall_s=first.wall_s + second.wall_s)
+
+
+def _purges_originals(recipe: CurateRecipe, options: Options) -> bool:
+    """Whether originals go in this command: look is through before anything that follows begins."""
+    names = [stage.name for stage in build_stages(recipe)]
+    is_reached = options.until not in names[: names.index(LookStage.name)]
+    return recipe.look.purge_originals and is_reached and not options.dry_run
+
+
+def _after_look(recipe: CurateRecipe, options: Options) -> tuple[str, ...]:
+    """Stages to be made again that the first pass has not made."""
+    names = [stage.name for stage in build_stages(recipe)]
+    later = names[names.index(LookStage.name) + 1 :]
+    return tuple(name for name in options.redo if name in later)
+
+
+def _curate(
+    recipe: CurateRecipe, options: Options, say: Callable[[str], None], *, is_looked_at: bool = False
+) -> Outcome:
     started = time.monotonic()
     stages = build_stages(recipe)
     preflight(recipe, stages, options)
@@ -144,19 +173,18 @@ def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) 
     pool, run = open_store(recipe.pool), open_store(recipe.run)
     before = check_run(recipe, run)
     with ExitStack() as stack:
-        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="lvd-")))
+        sweep_scratch()
+        scratch = stack.enter_context(scratch_folder())
         leases = take_leases(stack, (pool, run), scratch) if not options.dry_run else ("", "")
 
         def check() -> None:
             check_lease(pool, leases[0])
             check_lease(run, leases[1])
 
-        if pending(pool) and options.dry_run:
-            num_pictures = len(pictures_named(pool, known_rules(pool)))
-            say(f"takedown: {num_pictures:,} pictures of the pool are on its list; the command takes them out first")
-        elif pending(pool):
-            purge_pool(pool, scratch, check, say)
-            remove_under_way(run)
+        take_down(pool, run, scratch, check, say, dry_run=options.dry_run)
+        if is_looked_at:
+            folder = LookStage(recipe.look).facts_folder("detections")
+            take_out_originals(pool, run, folder, scratch, check=check, say=say)
         if recipe.sample_web is not None:
             _build_sample_web(recipe, options, say)
         unregistered: list[Part] = []
@@ -201,6 +229,7 @@ def _curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) 
             check()
             pool.sweep()  # what a worker that died left behind
             run.sweep()
+            sweep_scratch()
             _remove_tars(run, stages)
             if summary.num_jobs and known_rules(pool):
                 remove_pages(run)
@@ -350,35 +379,6 @@ def take_leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tup
     return tokens[0], tokens[1]
 
 
-# The takedown list
-
-
-def purge_pool(pool: Store, scratch: Path, check: Callable[[], None], say: Callable[[str], None]) -> Purged:
-    """Take out of the pool, which is held, what its list names, and say so."""
-    done = purge(pool, scratch, check)
-    say(
-        f"takedown: {len(done.image_ids):,} {'picture' if len(done.image_ids) == 1 else 'pictures'} taken out of the "
-        f"pool; {done.num_parts:,} parts written again, "
-        f"{done.num_deleted:,} tars removed ({done.deleted_bytes:,} bytes)"
-        + (f", {done.num_fits:,} fits to be made again" if done.num_fits else "")
-    )
-    return done
-
-
-def remove_under_way(run: Store) -> None:
-    """Remove what a run keeps of a fit that is not done: it may hold vectors that have been taken down."""
-    for path in [path for table in UNDER_WAY for path in run.list(table)]:
-        run.delete(path)
-
-
-def remove_pages(run: Store) -> list[str]:
-    """Remove files of a run that hold pictures which may have been taken down; those that were there."""
-    there = [page for page in PAGES if run.exists(page)]
-    for page in there:
-        run.delete(page)
-    return there
-
-
 # Sources
 
 
@@ -451,12 +451,14 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
         "safety": safety.model_copy(update={key: [_absolute(p) for p in getattr(safety, key)] for key in blocked}),
         "look": look.model_copy(update={"device": device, "yunet": _absolute(look.yunet) if look.yunet else None}),
     }
-    for section in ("embed", "descriptor"):
+    for section in ("embed", "descriptor", "opinion"):
         config = getattr(recipe, section)
         weights = _absolute(config.weights) if config.weights else None
         kind, _, path = config.name.partition(":")
         name = f"{kind}:{_absolute(path)}" if kind in ("sscd", "checkpoint", "script") else config.name
         updates[section] = config.model_copy(update={"device": device, "weights": weights, "name": name})
+    if recipe.opinion.head:
+        updates["opinion"] = updates["opinion"].model_copy(update={"head": _absolute(recipe.opinion.head)})
     return recipe.model_copy(update=updates)
 
 

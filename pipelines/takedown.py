@@ -18,8 +18,9 @@ from curation.ingest.takedown import known_rules, merged, read_rules
 from curation.store import Store, check_lease, open_store
 from pipelines.curate import CurateRecipe
 from pipelines.recipe import load_recipe
+from pipelines.removals import purge_pool, remove_pages, remove_under_way
 from pipelines.results import opened, state_of
-from pipelines.session import RECIPE, Options, curate, purge_pool, remove_pages, remove_under_way, take_leases
+from pipelines.session import RECIPE, Options, curate, take_leases
 from training.config import ConfigError
 
 _NUM_LISTED = 20

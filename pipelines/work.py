@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import importlib
 import resource
-import shutil
-import tempfile
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -34,6 +32,7 @@ from curation.schema import (
 )
 from curation.stage import DEFAULT_MEMORY_BYTES, ShardStage, Stage
 from curation.store import Footer, Store, Within, check_lease, open_store, read_footer, read_part, write_part
+from pipelines.scratch import scratch_folder
 from training.data.tars import TarWriter
 
 
@@ -217,8 +216,7 @@ def execute(job: Job, where: Where) -> Done:
     """Run one job and commit what it made."""
     stage = _stage(where, job.stage)
     started, cpu = time.perf_counter(), time.process_time()
-    scratch = Path(tempfile.mkdtemp(prefix="lvd-"))
-    try:
+    with scratch_folder() as scratch:
         io = WorkerIO(job, where, stage, scratch)
         if isinstance(stage, ShardStage):
             if (where.recipe, where.run_token, stage.name) not in _READY:
@@ -236,8 +234,6 @@ def execute(job: Job, where: Where) -> Done:
         check_leases(where)
         # The first table is the one that says what is done: it goes last.
         footers = {part: _commit(table, part, job, where, scratch) for part, table in reversed(made.items())}
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     return Done(
         footers=footers,
         num_rows=num_rows,

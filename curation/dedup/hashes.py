@@ -105,6 +105,17 @@ def pdq_nearest(words: np.ndarray, listed: np.ndarray, radius_bits: int) -> np.n
     return best
 
 
+def flat_share(picture: np.ndarray) -> float:
+    """Largest share of pixels whose luma lies within one grey level of one, of uint8 [H, W, 3] or its luma [H, W].
+
+    Near 1 is lettering or a symbol on one colour, as servers send in place of a picture.
+    """
+    from PIL import Image
+
+    counts = np.array(Image.fromarray(picture).convert("L").histogram(), np.int64)
+    return float(np.convolve(counts, [1, 1, 1]).max() / counts.sum())
+
+
 def luma_std(picture: np.ndarray) -> float:
     """Standard deviation of luma, 0 to 127, of uint8 [H, W, 3] or its luma [H, W]; near 0 is a blank picture.
 

@@ -1,4 +1,4 @@
-"""Stored objects and the columns that name them: which nothing names, and tars written again without some members."""
+"""Stored objects and the columns that name them: which nothing names, and tars and parts that are written again."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.schema import TABLES, Part
-from curation.store import Store, read_part
+from curation.store import LeaseLostError, Store, read_footer, read_part, write_part
 from training.data.tars import TarWriter
 
 _HEADER_BYTES = 512  # of a ustar member, before its first byte
@@ -90,6 +90,34 @@ def rewritten(store: Store, place: Place, table: pa.Table, dropped: pa.Array, *,
         at = table.schema.get_field_index(name)
         table = table.set_column(at, table.schema.field(name), pa.array(values, table.schema.field(name).type))
     return table
+
+
+def swap(store: Store, part: Part, table: pa.Table, scratch: Path, **note: str) -> None:
+    """Replace a part by a mended one of the same origin, which so stays done.
+
+    Args:
+        store: where it lies.
+        part: that is there.
+        table: of its schema.
+        scratch: a folder on this disk.
+        note: added to what the part says of its origin: the rule that it was mended by.
+
+    Raises:
+        LeaseLostError: somebody else replaced it meanwhile.
+    """
+    footer, tag = read_footer(store, part), store.tag(part.path)
+    assert footer is not None
+    path = scratch / "mended.parquet"
+    write_part(
+        table,
+        path,
+        stage=footer.stage,
+        version=footer.version,
+        fingerprint=footer.fingerprint,
+        inputs={**footer.inputs, **note},
+    )
+    if not store.replace(part.path, path, tag):
+        raise LeaseLostError(f"{store.location}/{part.path} changed meanwhile; another driver works on the pool")
 
 
 def any_of(*masks: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -18,11 +18,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.dedup.describe import vectors_of
-from curation.export.objects import OF_POOL, any_of, parts_of, rewritten, unnamed_objects
+from curation.export.objects import OF_POOL, any_of, parts_of, rewritten, swap, unnamed_objects
 from curation.ingest.takedown import PART, TAKEN_DOWN, Rule, Rules, known_rules, merged, to_table
 from curation.schema import VECTOR_TABLES, Part
 from curation.stage import digest_of
-from curation.store import LeaseLostError, Store, read_footer, read_part, write_part
+from curation.store import LeaseLostError, Store, read_part, write_part
 
 # A centroid this near to a picture's vector is that picture: the mean of two different ones is further away.
 _SAME_VECTOR = 0.9999
@@ -52,7 +52,7 @@ class _Parts:
     def __init__(self, pool: Store) -> None:
         self.store = pool
         self._found: dict[str, dict[int, list[Part]]] = {}
-        for table in ("urls", "images", "hashes", "detections", "pca_hashes", *VECTOR_TABLES):
+        for table in ("urls", "images", "hashes", "detections", "opinions", "pca_hashes", *VECTOR_TABLES):
             by_shard = self._found.setdefault(table, {})
             for part in parts_of(pool, table):
                 by_shard.setdefault(part.index, []).append(part)
@@ -227,7 +227,7 @@ def _fit_parts(pool: Store, name: str) -> list[Part]:
 def _mend(parts: _Parts, shard: int, rules: Rules, *, done: Purged, scratch: Path, check: Check) -> None:
     """Parts of one shard without what goes. ``hashes`` and ``images`` last: by them a second run finds the shard."""
     pool, by_url = parts.store, _ids_by_url(parts, shard, rules)
-    for name in (*VECTOR_TABLES, "pca_hashes", "detections", "hashes", "images"):
+    for name in (*VECTOR_TABLES, "pca_hashes", "opinions", "detections", "hashes", "images"):
         for part in parts.of(name, shard):
             table = read_part(pool, part)
             named = _doomed(table, by_url, rules)
@@ -244,7 +244,7 @@ def _mend(parts: _Parts, shard: int, rules: Rules, *, done: Purged, scratch: Pat
             done.image_ids.update(held["image_id"].to_pylist())
             done.num_parts += 1
             check()
-            _swap(pool, part, mended, scratch)
+            swap(pool, part, mended, scratch)
 
 
 def _without_bytes(images: pa.Table, named: pa.Array, by_url: pa.Array) -> pa.Table:
@@ -261,20 +261,3 @@ def _without_bytes(images: pa.Table, named: pa.Array, by_url: pa.Array) -> pa.Ta
             continue
         images = images.set_column(at, column, changed)
     return images
-
-
-def _swap(pool: Store, part: Part, table: pa.Table, scratch: Path) -> None:
-    """Replace a part by a mended one of the same origin."""
-    footer, tag = read_footer(pool, part), pool.tag(part.path)
-    assert footer is not None
-    path = scratch / "mended.parquet"
-    write_part(
-        table,
-        path,
-        stage=footer.stage,
-        version=footer.version,
-        fingerprint=footer.fingerprint,
-        inputs=footer.inputs,
-    )
-    if not pool.replace(part.path, path, tag):
-        raise LeaseLostError(f"{pool.location}/{part.path} changed meanwhile; another driver works on the pool")

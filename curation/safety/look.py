@@ -12,9 +12,9 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from curation.dedup.hashes import dhash, luma, luma_std, pdq, phash, pixel_sha256
+from curation.dedup.hashes import dhash, flat_share, luma, luma_std, pdq, phash, pixel_sha256
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.modelfacts import ModelFacts
@@ -40,6 +40,7 @@ from curation.safety.faces import (
     encode_blurred,
     merged,
 )
+from curation.safety.originals import PURGED
 from curation.schema import TABLES
 from curation.stage import Context, ObjectTar, ShardStage, TaskIO, keyed_folder
 from curation.weights import file_sha256
@@ -89,8 +90,22 @@ class LookConfig(Config):
     )
     face_dilation: float = Field(1.5, ge=1, le=4)
     blur: bool = Field(True, description="false: faces are found but nothing is blurred")
+    purge_originals: bool = Field(
+        False,
+        json_schema_extra=EXECUTION,  # it changes what is kept, no fact
+        description="what shows a face or does not decode leaves the pool; blurred versions stay",
+    )
     small_px: int = Field(288, ge=32, description="shortest side of the intermediate")
     quality: int = Field(95, ge=50, le=100, description="of the JPEGs that are written; of a blurred one at least")
+
+    @model_validator(mode="after")
+    def _purges_what_it_blurs(self) -> LookConfig:
+        if self.purge_originals and not (self.blur and (self.detector != "none" or self.yunet)):
+            raise ValueError(
+                "look.purge_originals: got true, and nothing is blurred; allowed with look.blur=true and a detector: "
+                "look.detector=nudenet, look.yunet=PATH, or both"
+            )
+        return self
 
     def detection_values(self) -> dict[str, Any]:
         """What decides ``detections``: the settings and the digests of the models."""
@@ -188,6 +203,7 @@ def hash_row(picture: Picture) -> dict[str, Any]:
         "pdq": pdq_hash,
         "pdq_quality": pdq_quality,
         "luma_std": luma_std(grey),
+        "flat_share": flat_share(grey),
     }
 
 
@@ -237,6 +253,10 @@ class LookStage(ShardStage):
     def folder(self, table: str, context: Context) -> str:
         """Both tables are keyed by all that decides them, as they are made in one pass."""
         del context
+        return self.facts_folder(table)
+
+    def facts_folder(self, table: str) -> str:
+        """Folder of ``hashes`` or ``detections``."""
         names = [self.config.detector, *(["yunet"] if self.config.yunet else [])]
         return keyed_folder(table, "-".join(names), self.version, self.config.detection_values())
 
@@ -254,8 +274,10 @@ class LookStage(ShardStage):
         held_px = 0
         for row in io.rows.to_pylist():
             place = place_of[row["image_id"]]
-            data = io.blob(place["object"], place["offset"], place["num_bytes"])
             try:
+                if place["object"] is None:
+                    raise DecodeError(PURGED, "an earlier look found a face in it")
+                data = io.blob(place["object"], place["offset"], place["num_bytes"])
                 picture = decode(data, max_pixels=self.config.max_pixels, max_seconds=self.config.max_seconds)
                 hashed = hash_row(picture)
                 reason = TAKEN_DOWN if taken_down.looks_like(hashed) else None

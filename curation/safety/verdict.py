@@ -28,9 +28,22 @@ class SafetyConfig(Config):
         },
         description="at least this score of the class drops the picture",
     )
+    opinion_drop: float | None = Field(
+        None, ge=0, le=1, description="a picture whose second opinion is at least this is dropped too"
+    )
+    opinion_clear: float | None = Field(
+        None,
+        ge=0,
+        le=1,
+        description="a picture that only the detector would drop stays where its opinion is below this",
+    )
     min_shortest_px: int = Field(32, ge=1, description="shortest side")
+    min_pixels: int = Field(1, ge=1, description="width times height, beside the limit of the shortest side")
     max_aspect: float = Field(8.0, ge=1, description="longest side over shortest side")
-    min_luma_std: float = Field(2.0, ge=0, description="below: one colour, a placeholder")
+    min_luma_std: float = Field(2.0, ge=0, description="below: one colour")
+    max_flat_share: float = Field(
+        0.95, gt=0, le=1, description="share of pixels within a grey level of one luma; above: a placeholder"
+    )
 
     blocked_sha256_files: list[str] = Field(
         default_factory=list,
@@ -103,34 +116,57 @@ def judge_blocked(hashes: pa.Table, config: SafetyConfig) -> list[Judgement | No
 
 
 def judge(
-    hashes: dict[str, Any], class_scores: Mapping[str, float], config: SafetyConfig, *, is_reference: bool
+    hashes: dict[str, Any],
+    class_scores: Mapping[str, float],
+    config: SafetyConfig,
+    *,
+    is_reference: bool,
+    opinion: float | None = None,
 ) -> Judgement:
     """(reason, score, threshold) of one picture; (None, score, threshold) of the NSFW test where it is kept.
 
-    Tests in this order, the first that fails names the reason: decode_*, too_small, aspect, blank, nsfw. What a block
-    list names (``judge_blocked``) is not asked for more. A reference (query or benchmark) is dropped only when it does
-    not decode.
+    Tests in this order, the first that fails names the reason: decode_*, too_small, too_few_pixels, aspect, blank,
+    placeholder, nsfw, nsfw_opinion. What a block list names (``judge_blocked``) is not asked for more. A reference
+    (query or benchmark) is dropped only when it does not decode.
 
     Args:
         hashes: row of ``hashes``.
         class_scores: ``detections.class_scores`` of the same picture.
         config: limits.
         is_reference: the picture belongs to a query set or a benchmark.
+        opinion: score of the second opinion; None where nobody was asked.
     """
     if not hashes["ok"]:
         return hashes["reason"], None, None
     if is_reference:
         return None, None, None
+    return judge_shape(hashes, config) or judge_explicit(class_scores, opinion, config)
+
+
+def judge_shape(hashes: dict[str, Any], config: SafetyConfig) -> Judgement | None:
+    """The first limit of size and content that a picture fails; None where it fails none."""
     width, height = hashes["width_px"], hashes["height_px"]
     shortest, aspect = min(width, height), max(width, height) / min(width, height)
     for reason, number, limit, fails in (
         ("too_small", float(shortest), float(config.min_shortest_px), shortest < config.min_shortest_px),
+        ("too_few_pixels", float(width * height), float(config.min_pixels), width * height < config.min_pixels),
         ("aspect", aspect, config.max_aspect, aspect > config.max_aspect),
         ("blank", hashes["luma_std"], config.min_luma_std, hashes["luma_std"] < config.min_luma_std),
+        ("placeholder", hashes["flat_share"], config.max_flat_share, hashes["flat_share"] > config.max_flat_share),
     ):
         if fails:
             return reason, number, limit
-    return judge_nsfw(class_scores, config.nsfw_threshold)
+    return None
+
+
+def judge_explicit(class_scores: Mapping[str, float], opinion: float | None, config: SafetyConfig) -> Judgement:
+    """What the detector says, and the second opinion where there is one."""
+    judged = judge_nsfw(class_scores, config.nsfw_threshold)
+    if opinion is not None and judged[0] is None and config.opinion_drop is not None and opinion >= config.opinion_drop:
+        return "nsfw_opinion", opinion, config.opinion_drop
+    if opinion is not None and judged[0] and config.opinion_clear is not None and opinion < config.opinion_clear:
+        return None, opinion, config.opinion_clear
+    return judged
 
 
 def judge_nsfw(class_scores: Mapping[str, float], thresholds: Mapping[str, float]) -> Judgement:
@@ -149,7 +185,7 @@ class SafetyStage(ShardStage):
     section = "safety"
     kind = "verdict"
     after = "fetched"
-    reads: ClassVar[tuple[str, ...]] = ("fetched", "hashes", "detections")
+    reads: ClassVar[tuple[str, ...]] = ("fetched", "hashes", "detections", "opinions")
     writes = ("safety",)
     roles = ("pool", "query", "benchmark")
     config: SafetyConfig
@@ -160,17 +196,36 @@ class SafetyStage(ShardStage):
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Judge the rows of a shard."""
-        columns = ["image_id", "sha256", "ok", "reason", "width_px", "height_px", "pdq", "pdq_quality", "luma_std"]
+        columns = [
+            "image_id",
+            "sha256",
+            "ok",
+            "reason",
+            "width_px",
+            "height_px",
+            "pdq",
+            "pdq_quality",
+            "luma_std",
+            "flat_share",
+        ]
         table = io.table("hashes", columns)
         hashes = {row["image_id"]: row for row in table.to_pylist()}
         detections = io.table("detections", ["image_id", "class_scores"])
         scores = dict(zip(detections["image_id"].to_pylist(), detections["class_scores"].to_pylist(), strict=True))
+        opinions = io.table("opinions", ["image_id", "score"])
+        opinion = dict(zip(opinions["image_id"].to_pylist(), opinions["score"].to_pylist(), strict=True))
         is_reference = io.role != "pool"
         ids = table["image_id"].to_pylist()
         blocked = {} if is_reference else dict(zip(ids, judge_blocked(table, self.config), strict=True))
         judged = [
             blocked.get(image_id)
-            or judge(hashes[image_id], dict(scores[image_id] or ()), self.config, is_reference=is_reference)
+            or judge(
+                hashes[image_id],
+                dict(scores[image_id] or ()),
+                self.config,
+                is_reference=is_reference,
+                opinion=opinion.get(image_id),
+            )
             for image_id in io.rows["image_id"].to_pylist()
         ]
         return {

@@ -31,8 +31,11 @@ _RULES = {
         ("decode_too_many_pixels", "look.max_pixels", "more than {} pixels"),
         ("decode_timeout", "look.max_seconds", "decoding longer than {} s"),
         ("too_small", "safety.min_shortest_px", "shortest side below {} px"),
+        ("too_few_pixels", "safety.min_pixels", "less than {} pixels"),
         ("aspect", "safety.max_aspect", "longest over shortest side above {}"),
         ("blank", "safety.min_luma_std", "standard deviation of luma below {}"),
+        ("placeholder", "safety.max_flat_share", "more than {} of the pixels within a grey level of one luma"),
+        ("nsfw_opinion", "safety.opinion_drop", "a second opinion of at least {}"),
     ),
     "near": (("near_duplicate", "near.radius_bits", "hash (near.hash) at most {} bits from that of the picture kept"),),
     "duplicates": (
@@ -313,7 +316,10 @@ def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
         yield "Faces were looked for, and not blurred."
     else:
         yield _faces_left(look, by_nudenet=by_nudenet)
-        yield "The pool keeps the original bytes: who may read it may see the faces."
+        if look["purge_originals"]:
+            yield "Originals of pictures with a face that was found are gone from the pool; missed faces are in theirs."
+        else:
+            yield "The pool keeps the original bytes: who may read it may see the faces."
     if look["detector"] == "none":
         yield "No picture was judged as explicit."
     else:

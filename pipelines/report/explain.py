@@ -110,7 +110,8 @@ def _facts(connection: Any, image_id: int, url: str | None) -> Iterator[str]:
     for row in rows_of(connection, "SELECT * FROM images WHERE image_id = ?", image_id):
         robots = "" if row["robots"] is None else f", robots.txt {row['robots']}"
         if row["ok"]:
-            yield _entry("bytes", f"{row['format']}, {row['num_bytes']:,} bytes{_status(row)}{robots}")
+            gone = "" if row["object"] is not None else ", original purged"
+            yield _entry("bytes", f"{row['format']}, {row['num_bytes']:,} bytes{_status(row)}{robots}{gone}")
             yield _entry("sha256", row["sha256"])
         else:
             opt_out = "" if row["opt_out"] is None else f", header {row['opt_out']}"
@@ -125,6 +126,8 @@ def _facts(connection: Any, image_id: int, url: str | None) -> Iterator[str]:
         faces = _many(row["num_faces"] or 0, "face") + (" (blurred)" if row["blurred_object"] is not None else "")
         worst = "" if row["nsfw_label"] is None else f", {row['nsfw_label']} {row['nsfw_score']:.3f}"
         yield _entry("seen", faces + worst)
+    for row in rows_of(connection, "SELECT score FROM opinions WHERE image_id = ? AND score IS NOT NULL", image_id):
+        yield _entry("opinion", f"{row['score']:.3f}")
 
 
 def _status(row: dict[str, Any]) -> str:

@@ -94,7 +94,7 @@ def _thumbnails(connection: Any, read: ReadRange, query: str, num_pictures: int)
     names = [column[0] for column in cursor.description]
     for values in cursor.fetchall():
         row = dict(zip(names, values, strict=True))
-        hide = row["reason"] == "nsfw"
+        hide = row["reason"] in ("nsfw", "nsfw_opinion")
         source = data_uri(read(row["small_object"], row["small_offset"], row["small_bytes"]), hide=hide)
         other = None
         if row["other_object"] is not None:

@@ -20,7 +20,7 @@ def test_recipes_resolve_and_run_again_as_they_are(name, tmp_path):
     saved.write_text(dump_recipe(recipe))
     again = load_recipe(CurateRecipe, str(saved))
     assert again == recipe
-    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 36
+    assert len(build_stages(load_recipe(CurateRecipe, "smoke"))) == 37
 
 
 def test_a_balanced_set_runs_again_as_it_resolves(tmp_path):

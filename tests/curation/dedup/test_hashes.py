@@ -12,6 +12,7 @@ from PIL import Image
 from curation.dedup.hashes import (
     PDQ_BITS,
     dhash,
+    flat_share,
     luma,
     luma_std,
     pdq,
@@ -106,6 +107,13 @@ def test_luma_std_equals_numpys(photos) -> None:
     half = np.zeros((10, 10, 3), np.uint8)
     half[:5] = 255
     assert luma_std(half) == 127.5
+
+
+def test_flat_share_counts_one_luma_and_its_neighbours() -> None:
+    assert flat_share(np.full((4, 5, 3), 9, np.uint8)) == 1.0
+    levels = np.repeat(np.array([10, 11, 13, 200], np.uint8), [5, 4, 6, 5])
+    assert flat_share(levels.reshape(4, 5)) == 10 / 20  # around 12
+    assert flat_share(np.array([[255, 254, 0, 100]], np.uint8)) == 0.5
 
 
 # Of Meta's reference code (facebook/ThreatExchange), as its own tests and tools print them.

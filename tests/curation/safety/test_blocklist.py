@@ -102,6 +102,7 @@ class Tables:
         self._tables = {
             "hashes": pa.Table.from_pylist(hashes, schema=TABLES["hashes"].schema),
             "detections": pa.Table.from_pylist(seen, schema=TABLES["detections"].schema),
+            "opinions": TABLES["opinions"].schema.empty_table(),
         }
 
     def table(self, name: str, columns: Any = None) -> pa.Table:
@@ -111,7 +112,15 @@ class Tables:
 @pytest.mark.parametrize("role", ["pool", "query"])
 def test_what_a_list_names_is_dropped(write, role):
     def row(image_id: int, **values: Any) -> dict[str, Any]:
-        seen = {"ok": True, "width_px": 400, "height_px": 300, "luma_std": 50.0, "pdq": THREE, "pdq_quality": 100}
+        seen = {
+            "ok": True,
+            "width_px": 400,
+            "height_px": 300,
+            "luma_std": 50.0,
+            "flat_share": 0.1,
+            "pdq": THREE,
+            "pdq_quality": 100,
+        }
         return {"image_id": image_id, "sha256": f"{image_id:064x}", **seen, **values}
 
     broken = {"ok": False, "reason": "decode_corrupt", "pdq": None, "pdq_quality": None}

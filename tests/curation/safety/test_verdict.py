@@ -10,28 +10,46 @@ from curation.schema import TABLES
 
 
 def picture(**changes: object) -> dict:
-    return {"ok": True, "reason": None, "width_px": 400, "height_px": 300, "luma_std": 50.0, **changes}
+    seen = {"ok": True, "reason": None, "width_px": 400, "height_px": 300, "luma_std": 50.0, "flat_share": 0.1}
+    return {**seen, **changes}
 
 
-EVERYTHING_WRONG = picture(width_px=300, height_px=20, luma_std=0.0)
+EVERYTHING_WRONG = picture(width_px=300, height_px=20, luma_std=0.0, flat_share=1.0)
 HOT = {"MALE_GENITALIA_EXPOSED": 0.9}
 
 
-def judged(row: dict, scores: dict, *, is_reference: bool = False, **config: object):
-    return judge(row, scores, SafetyConfig(**config), is_reference=is_reference)
+def judged(row: dict, scores: dict, *, is_reference: bool = False, opinion: float | None = None, **config: object):
+    return judge(row, scores, SafetyConfig(**config), is_reference=is_reference, opinion=opinion)
 
 
 def test_the_first_test_that_fails_names_the_reason() -> None:
     assert judged(picture(ok=False, reason="decode_corrupt", luma_std=None), {}) == ("decode_corrupt", None, None)
-    assert judged(EVERYTHING_WRONG, HOT) == ("too_small", 20.0, 32.0)
-    assert judged(EVERYTHING_WRONG, HOT, min_shortest_px=1) == ("aspect", 15.0, 8.0)
-    assert judged(EVERYTHING_WRONG, HOT, min_shortest_px=1, max_aspect=20) == ("blank", 0.0, 2.0)
-    assert judged(EVERYTHING_WRONG, HOT, min_shortest_px=1, max_aspect=20, min_luma_std=0) == ("nsfw", 0.9, 0.4)
+    off: dict[str, float] = {}
+    for limit, judgement in (
+        ({"min_pixels": 7000}, ("too_small", 20.0, 32.0)),
+        ({"min_shortest_px": 1}, ("too_few_pixels", 6000.0, 7000.0)),
+        ({"min_pixels": 6000}, ("aspect", 15.0, 8.0)),
+        ({"max_aspect": 20}, ("blank", 0.0, 2.0)),
+        ({"min_luma_std": 0}, ("placeholder", 1.0, 0.95)),
+        ({"max_flat_share": 1}, ("nsfw", 0.9, 0.4)),
+    ):
+        off |= limit
+        assert judged(EVERYTHING_WRONG, HOT, **off) == judgement
     assert judged(picture(), {}) == (None, None, None)
 
 
+def test_a_second_opinion_drops_more_or_clears() -> None:
+    assert judged(picture(), {}, opinion=0.9) == (None, None, None)  # nobody asked what it is good for
+    assert judged(picture(), {}, opinion=0.9, opinion_drop=0.8) == ("nsfw_opinion", 0.9, 0.8)
+    assert judged(picture(), {}, opinion=0.7, opinion_drop=0.8) == (None, None, None)
+    assert judged(picture(), HOT, opinion=0.9, opinion_drop=0.8) == ("nsfw", 0.9, 0.4)
+    assert judged(picture(), HOT, opinion=0.1, opinion_clear=0.2) == (None, 0.1, 0.2)
+    assert judged(picture(), HOT, opinion=0.2, opinion_clear=0.2) == ("nsfw", 0.9, 0.4)
+    assert judged(picture(), HOT, opinion=None, opinion_clear=0.2) == ("nsfw", 0.9, 0.4)
+
+
 def test_limits_themselves_pass() -> None:
-    assert judged(picture(width_px=256, height_px=32, luma_std=2.0), {})[0] is None
+    assert judged(picture(width_px=256, height_px=32, luma_std=2.0, flat_share=0.95), {}, min_pixels=8192)[0] is None
 
 
 def test_every_class_has_its_own_threshold() -> None:
@@ -95,6 +113,7 @@ def test_the_stage_answers_its_rows_only(role: str) -> None:
     tables = {
         "hashes": pa.Table.from_pylist(hashes, schema=TABLES["hashes"].schema),
         "detections": pa.Table.from_pylist(detections, schema=TABLES["detections"].schema),
+        "opinions": TABLES["opinions"].schema.empty_table(),
     }
     rows = pa.table({"image_id": [6, 7, 8], "sha256": ["6", "7", "8"]})
     made = SafetyStage(SafetyConfig()).run(0, Tables(role, tables, rows))["safety"]

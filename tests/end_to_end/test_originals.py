@@ -1,0 +1,114 @@
+"""look.purge_originals: no byte of an original with a face is left, the run is the same, and what that costs later."""
+
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from pipelines.results import opened, verify_run
+from training.data.pixels import decode
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+PURGE = "look.purge_originals=true"
+
+
+def with_faces(folder: Path) -> pd.DataFrame:
+    (looked,) = (folder / "pool" / "detections").iterdir()
+    found = pd.read_parquet(looked).query("num_faces > 0")
+    found = found.merge(pd.read_parquet(folder / "pool" / "images").query("ok"), on="image_id")
+    return found.astype({"offset": "Int64", "num_bytes": int})
+
+
+def holding(folder: Path, needles: list[bytes]) -> list[str]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return [str(path) for path in files if any(needle in path.read_bytes() for needle in needles)]
+
+
+def test_no_face_is_left_and_the_run_is_the_same(lab, undisturbed, tmp_path):
+    folder = lab.copy(undisturbed, tmp_path / "copy")
+    faces = with_faces(folder)
+    assert len(faces) >= 4
+    originals = {}
+    for row in faces.to_dict("records"):
+        tar = (folder / "pool" / row["object"]).read_bytes()
+        originals[row["image_id"]] = tar[row["offset"] : row["offset"] + row["num_bytes"]]
+    assert holding(folder, list(originals.values()))
+
+    lab.curate(folder, PURGE)
+    assert holding(folder, list(originals.values())) == []
+    assert lab.contents(folder) == lab.contents(undisturbed)
+    assert lab.curate(folder, PURGE).summary.num_jobs == 0
+    assert lab.curate(folder).summary.num_jobs == 0  # and the recipe without it goes on from there
+
+    # In every picture that is still stored the found faces are blurred, the intermediates among them.
+    places = {row["image_id"]: row["faces"] for row in faces.to_dict("records")}
+    num_seen = 0
+    for tar in sorted((folder / "pool").rglob("*.tar")):
+        with tarfile.open(tar) as members:
+            for member in members:
+                image_id = int(Path(member.name).stem)
+                if image_id not in places:
+                    continue
+                num_seen += 1
+                assert tar.parent.name != "bytes"
+                now = decode(members.extractfile(member).read()).rgb
+                was = decode(originals[image_id]).rgb
+                for box in places[image_id]:
+                    assert sharpness(now, box, was.shape[0]) < 0.5 * sharpness(was, box, was.shape[0])
+    assert num_seen == 2 * len(faces)
+
+    # A look with other settings cannot see them any more, and says so.
+    lab.curate(folder, PURGE, "look.face_thresholds=[0.9, 0.9, 0.9, 0.9]", until="safety")
+    with opened(f"{folder}/run") as database:
+        rows = database.connection.execute(
+            "SELECT DISTINCT image_id FROM safety WHERE reason = 'original_purged' AND image_id IN (SELECT unnest(?))",
+            [sorted(places)],
+        ).fetchall()
+    assert {row[0] for row in rows} == set(places)
+
+
+def sharpness(rgb: np.ndarray, box: dict, height_px: int) -> float:
+    """Mean difference of neighbours inside a box, in a picture that may be a smaller version."""
+    scale = rgb.shape[0] / height_px
+    left, top, right, bottom = (
+        round(scale * value)
+        for value in (box["x_px"], box["y_px"], box["x_px"] + box["w_px"], box["y_px"] + box["h_px"])
+    )
+    inside = rgb[top:bottom, left:right].astype(float).mean(2)
+    return float(np.abs(np.diff(inside, axis=0)).mean() + np.abs(np.diff(inside, axis=1)).mean())
+
+
+def test_from_the_start_with_the_same_end(lab, undisturbed, tmp_path):
+    folder = tmp_path / "fresh"
+    lab.curate(folder, PURGE)
+    assert lab.contents(folder) == lab.contents(undisturbed)
+    assert with_faces(folder)["object"].isna().all()
+    assert verify_run(f"{folder}/run")[0] == []
+
+
+def test_scratch_of_a_killed_process_goes(tmp_path):
+    code = (
+        "import os, signal\nfrom pipelines.scratch import scratch_folder\n"
+        "with scratch_folder() as folder:\n"
+        "    (folder / 'picture').write_bytes(b'face')\n"
+        "    print(folder, flush=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    process = subprocess.run(
+        [sys.executable, "-c", code], env=environment, stdout=subprocess.PIPE, text=True, check=False
+    )
+    left = Path(process.stdout.strip())
+    assert (left / "picture").exists()
+    sweep = "from pipelines.scratch import scratch_folder, sweep_scratch\n"
+    sweep += "with scratch_folder() as mine:\n    sweep_scratch()\n    print(mine.exists())\n"
+    swept = subprocess.run(
+        [sys.executable, "-c", sweep], env=environment, stdout=subprocess.PIPE, text=True, check=True
+    )
+    assert swept.stdout == "True\n"
+    assert list(tmp_path.iterdir()) == []
