@@ -73,8 +73,8 @@ class DecoderProcess:
         memory_bytes: int | None = None,
     ) -> None:
         self._max_bytes, self._max_pixels, self._max_seconds = max_bytes, max_pixels, max_seconds
-        # 12 bytes a pixel: 4 of Pillow's picture, 3 of the pixels that come out, and room for what a decoder keeps
-        self._memory_bytes = memory_bytes or 400_000_000 + 2 * max_bytes + 12 * max_pixels
+        # 8 bytes a pixel: 4 of Pillow's picture, 3 of the pixels that come out, 1 to spare
+        self._memory_bytes = memory_bytes or 300_000_000 + 2 * max_bytes + 8 * max_pixels
         self.wall_limit_s = 10 * max_seconds + 10
         self.deaths = 0
         self._child: _Child | None = None
