@@ -46,15 +46,16 @@ from curation.stage import Context, ObjectTar, ShardStage, TaskIO, keyed_folder
 from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 from training.data.pixels import (
+    MAX_BYTES,
     MAX_PIXELS,
     MAX_SECONDS,
     MOST_PIXELS,
     DecodeError,
     Picture,
-    decode,
     encode_jpeg,
     resize_shortest,
 )
+from training.data.sandbox import DecoderProcess
 
 _EXPLICIT_PX = 320  # of the pass that scores classes: at 640 three times as many harmless pictures score high
 _BATCH_PX = 2**23  # of network input on a GPU: 81 pictures at 320 px, 9 at 960
@@ -69,10 +70,13 @@ _Scores = tuple[_Score, _Score, _Score, _Score]
 class LookConfig(Config):
     """How pictures are looked at."""
 
+    max_bytes: int = Field(MAX_BYTES, ge=1, description="length of a file; more is a row with a reason")
     max_pixels: int = Field(
         MAX_PIXELS, ge=1, le=MOST_PIXELS, description="width times height; more is a row with a reason"
     )
-    max_seconds: float = Field(MAX_SECONDS, gt=0, json_schema_extra=EXECUTION)
+    max_seconds: float = Field(
+        MAX_SECONDS, gt=0, json_schema_extra=EXECUTION, description="CPU time of decoding a picture"
+    )
     device: str = Field("cpu", pattern="^(cpu|cuda)$", json_schema_extra=EXECUTION, description="filled in")
     detector: Literal["nudenet", "none"] = "nudenet"
     face_input_px: tuple[Annotated[int, Field(ge=320, le=1280, multiple_of=32)], ...] = Field(
@@ -227,6 +231,9 @@ class LookStage(ShardStage):
     def __init__(self, config: LookConfig) -> None:
         super().__init__(config)
         self._looker: Looker | None = None
+        self._decoder = DecoderProcess(
+            max_bytes=config.max_bytes, max_pixels=config.max_pixels, max_seconds=config.max_seconds
+        )  # starts on first use, ends with the stage or the worker
 
     def preflight(self) -> None:
         """The files of the models are there."""
@@ -278,7 +285,7 @@ class LookStage(ShardStage):
                 if place["object"] is None:
                     raise DecodeError(PURGED, "an earlier look found a face in it")
                 data = io.blob(place["object"], place["offset"], place["num_bytes"])
-                picture = decode(data, max_pixels=self.config.max_pixels, max_seconds=self.config.max_seconds)
+                picture = self._decoder.decode(data)
                 hashed = hash_row(picture)
                 reason = TAKEN_DOWN if taken_down.looks_like(hashed) else None
             except DecodeError as error:

@@ -28,8 +28,9 @@ _RULES = {
         ("timeout", "fetch.timeout_s", "a visit longer than {} s"),
     ),
     "safety": (
+        ("decode_too_many_bytes", "look.max_bytes", "a file of more than {} bytes"),
         ("decode_too_many_pixels", "look.max_pixels", "more than {} pixels"),
-        ("decode_timeout", "look.max_seconds", "decoding longer than {} s"),
+        ("decode_timeout", "look.max_seconds", "decoding longer than {} s of CPU time"),
         ("too_small", "safety.min_shortest_px", "shortest side below {} px"),
         ("too_few_pixels", "safety.min_pixels", "less than {} pixels"),
         ("aspect", "safety.max_aspect", "longest over shortest side above {}"),
