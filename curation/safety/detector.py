@@ -64,6 +64,13 @@ def model_digest() -> str:
     return file_sha256(model_path(), key="look.detector")
 
 
+def has_cuda() -> bool:
+    """Whether the installed onnxruntime was built for CUDA (onnxruntime-gpu)."""
+    import onnxruntime
+
+    return "CUDAExecutionProvider" in onnxruntime.get_available_providers()
+
+
 class NudeNetDetector:
     """NudeNet's model in a session of one thread: a result depends on its picture only.
 
@@ -80,6 +87,9 @@ class NudeNetDetector:
             device: cpu or cuda.
             batch_px: pixels of network input that one run may hold; 0: one picture a run. A run of more is filled up
                 with black, so that the network always sees one shape, whatever pictures come together.
+
+        Raises:
+            ConfigError: onnxruntime opens no CUDA device. By itself it would go on, slowly, on the CPU.
         """
         import cv2
         import onnxruntime
@@ -92,6 +102,8 @@ class NudeNetDetector:
         options.log_severity_level = 3
         providers = ["CUDAExecutionProvider"] if device == "cuda" else ["CPUExecutionProvider"]
         self._session: Any = onnxruntime.InferenceSession(str(model_path()), options, providers=providers)
+        if self._session.get_providers()[0] != providers[0]:
+            raise ConfigError("look.device: got 'cuda', and onnxruntime opens no such device; set execution.device=cpu")
         self._input: str = self._session.get_inputs()[0].name
         self._batch_px = batch_px
         self.labels = tuple(vars(package)["__labels"])

@@ -7,6 +7,7 @@ that describe and embed read is made from it: vectors are of blurred pixels.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from curation.safety.detector import (
     boxes_of,
     class_scores_of,
     explicit_score,
+    has_cuda,
     model_digest,
     model_path,
 )
@@ -42,7 +44,7 @@ from curation.safety.faces import (
 )
 from curation.safety.originals import PURGED
 from curation.schema import TABLES
-from curation.stage import Context, ObjectTar, ShardStage, TaskIO, keyed_folder
+from curation.stage import Context, ObjectTar, Resources, ShardStage, TaskIO, keyed_folder
 from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 from training.data.pixels import (
@@ -111,6 +113,14 @@ class LookConfig(Config):
             )
         return self
 
+    @property
+    def on_gpu(self) -> bool:
+        """Whether NudeNet's passes are worth a GPU: those for faces take ten times as long as the one for classes.
+
+        YuNet, decoding and hashes stay on the CPU, and of workers with a GPU there are as many as GPUs.
+        """
+        return self.device == "cuda" and self.detector == "nudenet" and bool(self.face_input_px) and has_cuda()
+
     def detection_values(self) -> dict[str, Any]:
         """What decides ``detections``: the settings and the digests of the models."""
         values = self.fingerprint_values()
@@ -148,8 +158,8 @@ class Looker:
         self._nudenet: NudeNetDetector | None = None
         self._face_detectors: list[FaceDetector] = []
         if config.detector == "nudenet":
-            batch_px = _BATCH_PX if config.device == "cuda" else 0
-            self._nudenet = NudeNetDetector(device=config.device, batch_px=batch_px)
+            device, batch_px = ("cuda", _BATCH_PX) if config.on_gpu else ("cpu", 0)
+            self._nudenet = NudeNetDetector(device=device, batch_px=batch_px)
             if sizes := config.face_input_px:
                 faces = NudeNetFaces(self._nudenet, input_px=sizes, thresholds=config.face_thresholds)
                 self._face_detectors.append(faces)
@@ -234,6 +244,8 @@ class LookStage(ShardStage):
         self._decoder = DecoderProcess(
             max_bytes=config.max_bytes, max_pixels=config.max_pixels, max_seconds=config.max_seconds
         )  # starts on first use, ends with the stage or the worker
+        if config.on_gpu:
+            self.resources = Resources(gpus=1.0)
 
     def preflight(self) -> None:
         """The files of the models are there."""
@@ -247,7 +259,8 @@ class LookStage(ShardStage):
         if self.config.detector == "nudenet":
             sizes = " and ".join(str(size) for size in sorted({_EXPLICIT_PX, *self.config.face_input_px}))
             path, sha256 = model_path(), model_digest()
-            found.append(ModelFacts(name="nudenet", takes=f"{sizes} px", file=path, sha256=sha256, license=LICENSE))
+            facts = ModelFacts(name="nudenet", takes=f"{sizes} px", file=path, sha256=sha256, license=LICENSE)
+            found.append(replace(facts, needs_cpu=not self.config.on_gpu))
         if self.config.yunet:
             path, sha256 = Path(self.config.yunet), _sha256(self.config.yunet)
             found.append(ModelFacts(name="yunet", takes="whole pictures", file=path, sha256=sha256, needs_cpu=True))
@@ -313,7 +326,7 @@ class LookStage(ShardStage):
 
     def _must_finish(self, held_px: int) -> bool:
         """Pictures wait for each other only where a GPU looks at several together; memory bounds how many."""
-        return self.config.device == "cpu" or held_px >= _HELD_PX
+        return not self.config.on_gpu or held_px >= _HELD_PX
 
     def _finish(self, waiting: Waiting, small: ObjectTar, blurred: ObjectTar) -> None:
         """Fill the rows of pictures that wait: what is seen, the blurred version, the intermediate."""

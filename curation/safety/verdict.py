@@ -16,11 +16,11 @@ from training.config import EXECUTION, Config
 
 
 class SafetyConfig(Config):
-    """Limits. At these thresholds 2 of 428 harmless photographs are dropped, and 1 of 1,320 of 64 px."""
+    """Limits. At these thresholds 1 of 428 harmless photographs is dropped, and 1 of 1,320 pictures of 64 px."""
 
     nsfw_threshold: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(
         default={
-            "FEMALE_BREAST_EXPOSED": 0.3,
+            "FEMALE_BREAST_EXPOSED": 0.4,
             "FEMALE_GENITALIA_EXPOSED": 0.4,
             "MALE_GENITALIA_EXPOSED": 0.4,
             "BUTTOCKS_EXPOSED": 0.3,

@@ -2,10 +2,11 @@
 
     make bench NAME=detect ARGS="--data FOLDER"
 
-FOLDER holds faces_boxes.tar and pool_imagenet_300.tar. Both sides are given the same decoded arrays, and both networks see the same order
-of channels, that of the array. Theirs is taken as it comes, with as many threads as there are CPUs; ours has one. Sides
-take turns over the same pictures; the ratio is one of medians of CPU seconds (all threads of the process). Boxes from
-0.25 on, nudenet's own floor, must be the same on both sides: class, score within 0.001, IoU at least 0.99.
+FOLDER holds faces_boxes.tar and pool_imagenet_300.tar. Both sides are given the same decoded arrays, and both networks
+see the same order of channels, that of the array. Theirs is taken as it comes, with as many threads as there are CPUs;
+ours has one. Sides take turns over the same pictures; the ratio is one of medians of CPU seconds (all threads of the
+process). Boxes from 0.25 on, nudenet's own floor, must be the same on both sides: class, score within 0.001, IoU at
+least 0.99.
 
 Prints a row a side, writes a JSON, and ends with a line for the goal.
 """

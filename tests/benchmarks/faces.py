@@ -228,6 +228,8 @@ def measure(folder: Path) -> dict[str, Any]:
         "nudenet": NudeNetFaces(network, input_px=sizes, thresholds=LOWEST),
         "nudenet 320": NudeNetFaces(network, input_px=(320,), thresholds=LOWEST),
         "nudenet 640": NudeNetFaces(network, input_px=(640,), thresholds=LOWEST),
+        "nudenet 960": NudeNetFaces(network, input_px=(960,), thresholds=LOWEST),
+        "nudenet BGR": NudeNetFaces(network, input_px=sizes, thresholds=LOWEST),
         "yunet": YuNet(weights, scales=scales, thresholds=LOWEST),
         "yunet x1": YuNet(weights, scales=(1.0,), thresholds=LOWEST),
     }
@@ -235,7 +237,8 @@ def measure(folder: Path) -> dict[str, Any]:
     for name, detector in looks.items():
         started = time.process_time()
         for photo in photos:
-            (photo.boxes[name],) = detector.faces([photo.rgb])
+            rgb = np.ascontiguousarray(photo.rgb[:, :, ::-1]) if name.endswith("BGR") else photo.rgb
+            (photo.boxes[name],) = detector.faces([rgb])
         spent[name] = 1000 * (time.process_time() - started) / len(photos)
         print(f"looked with {name}: {spent[name]:.0f} CPU ms a photo", flush=True)
     flat: Thresholds = (0.3, 0.3, 0.3, 0.3)
@@ -244,7 +247,9 @@ def measure(folder: Path) -> dict[str, Any]:
         "nudenet 320, all >= .3": (("nudenet 320", flat),),
         "nudenet 640, all >= .3": (("nudenet 640", flat),),
         "nudenet 320 640 960, all >= .2": (("nudenet", (0.2, 0.2, 0.2, 0.2)),),
+        "the same, shown BGR": (("nudenet BGR", (0.2, 0.2, 0.2, 0.2)),),
         "nudenet 320 640 960 by side": (nudenet,),
+        "the same, no size skipped": tuple((f"nudenet {size}", NUDENET_THRESHOLDS) for size in sizes),
         "yunet x1 by side": (("yunet x1", YUNET_THRESHOLDS),),
         "yunet x1 x2, all >= .6": (("yunet", (0.6, 0.6, 0.6, 0.6)),),
         "yunet x1 x2 by side": (yunet,),

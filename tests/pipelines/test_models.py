@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from curation.safety.detector import has_cuda
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import PlanLine
 from pipelines.models import describe_models
@@ -49,7 +50,7 @@ def test_each_model_is_a_line_with_its_file_licence_and_shape(tmp_path, files):
     assert shown[0] == "models"
     cells = [[cell.strip() for cell in line.split("  ") if cell.strip()] for line in shown[1:]]
     assert [row[:5] for row in cells] == [
-        ["look", "nudenet", "320 and 640 px", "fp32 cuda", "AGPL-3.0"],
+        ["look", "nudenet", "320 and 640 px", "fp32 cuda" if has_cuda() else "fp32 cpu", "AGPL-3.0"],
         ["look", "yunet", "whole pictures", "fp32 cpu", "not stated"],
         ["describe", "sscd", "288 px", "fp32 cuda", "not stated"],
         ["embed", "timm:test_vit", "64 px -> 128", "bf16 cuda", "apache-2.0"],
