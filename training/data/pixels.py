@@ -202,7 +202,7 @@ def _opened(data: bytes) -> Any:
     from PIL import Image, UnidentifiedImageError
 
     Image.init()  # a format is known only once its plugin is loaded
-    is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS
+    is_heif = data[4:8] == b"ftyp" and data[8:12] in _HEIF_BRANDS and b"avif" not in data[8:64]  # mif1 may be either
     if is_heif and not _has_heif():
         raise DecodeError("decode_unsupported", "HEIF: pip install 'lvd[heif]'")
     try:
@@ -222,7 +222,7 @@ def _has_heif() -> bool:
     if "HEIF" not in Image.OPEN and find_spec("pillow_heif") is not None:
         from pillow_heif import register_heif_opener
 
-        register_heif_opener()
+        register_heif_opener(decode_threads=1)
     return "HEIF" in Image.OPEN
 
 
@@ -283,7 +283,7 @@ def _ends_early(data: bytes) -> bool:
     if data.startswith((b"II*\0", b"MM\0*")):
         directory = int.from_bytes(data[4:8], "little" if data.startswith(b"II") else "big")
         return directory + 2 > len(data)
-    if data[4:12] == b"ftypavif":
+    if data[4:8] == b"ftyp":
         end = 0  # of the boxes that follow each other
         while end < len(data) and (size := int.from_bytes(data[end : end + 4], "big")) >= 8:
             end += size

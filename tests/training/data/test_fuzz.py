@@ -121,13 +121,13 @@ def test_hundreds_of_mutated_files() -> None:
 
 @pytest.mark.matrix
 @pytest.mark.timeout(1200)
-def test_twenty_thousand_mutated_files(shared_data, capfd) -> None:
+def test_fifty_thousand_mutated_files(shared_data, capfd) -> None:
     seeds = own_seeds()
     for name, most in (("odd_files_shared.tar", 8_000), ("curated_caltech101_6perclass.tar", 12_000)):
         with tarfile.open(shared_data / name) as tar:
             small = [member for member in tar if member.size < most and not member.name.endswith(".csv")]
             seeds += [tar.extractfile(member).read() for member in small[:400]]
-    outcomes, deaths = run(seeds, 24_000, seed=1)
+    outcomes, deaths = run(seeds, 50_000, seed=1)
     assert capfd.readouterr() == ("", "")
     with capfd.disabled():
         print(f"\n{sum(outcomes.values()):,} mutated files of {len(seeds)}: {dict(outcomes)}, {deaths} children died")
