@@ -104,6 +104,8 @@ def _duckdb_type(kind: pa.DataType) -> str:
         return "STRUCT(" + ", ".join(f'"{field.name}" {_duckdb_type(field.type)}' for field in kind) + ")"
     if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind):
         return f"{_duckdb_type(kind.value_type)}[]"
+    if pa.types.is_map(kind):
+        return f"MAP({_duckdb_type(kind.key_type)}, {_duckdb_type(kind.item_type)})"
     return _TYPES[kind]
 
 

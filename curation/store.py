@@ -534,11 +534,19 @@ def _alive(held: dict[str, Any]) -> bool:
 
 
 def start_of(pid: int) -> float | None:
-    """When a process of this machine started, so that a reused pid is not taken for it; None where it is gone."""
+    """When a process of this machine started, so that a reused pid is not taken for it; None where it is gone.
+
+    Ticks since the machine started, where the kernel tells them: the clock may be set meanwhile.
+    """
     import psutil
 
     try:
         process = psutil.Process(pid)
-        return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
-    except psutil.NoSuchProcess:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return None
+        stat = Path(f"/proc/{pid}/stat")
+        if stat.exists():  # the name in parentheses may hold anything; field 22 is the start
+            return float(stat.read_text().rpartition(")")[2].split()[19])
+        return float(process.create_time())
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from curation.export.purge import Purged, pending, pictures_named, purge
@@ -11,7 +11,8 @@ from curation.safety.originals import purge_originals
 from curation.schema import UNDER_WAY
 from curation.store import Store
 
-PAGES = ("report.html", "held_out.parquet")  # of a run: they hold pictures, and are written again when asked for
+# Of a run: they hold pictures, and are written again when asked for.
+PAGES = ("report.html", "held_out.parquet", "held_out.tmp")
 
 
 def purge_pool(pool: Store, scratch: Path, check: Callable[[], None], say: Callable[[str], None]) -> Purged:
@@ -41,12 +42,17 @@ def take_down(
 
 
 def take_out_originals(
-    pool: Store, run: Store, folder: str, scratch: Path, *, check: Callable[[], None], say: Callable[[str], None]
+    pool: Store,
+    shards: Iterable[int],
+    folder: str,
+    scratch: Path,
+    *,
+    check: Callable[[], None],
+    say: Callable[[str], None],
 ) -> None:
     """Take originals in which ``folder`` of detections knows a face out of the pool, which is held, and say so."""
-    done = purge_originals(pool, folder, scratch, check)
+    done = purge_originals(pool, shards, folder, scratch, check)
     if done.did_anything:
-        remove_pages(run)
         say(
             f"originals: {done.num_faces:,} with faces and {done.num_unseen:,} that nobody could look at taken out of "
             f"the pool; {done.num_deleted:,} tars removed ({done.deleted_bytes:,} bytes)"

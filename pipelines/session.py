@@ -15,14 +15,16 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.export.objects import TARS, unnamed_objects
+from curation.export.objects import TARS, parts_of, unnamed_objects
 from curation.export.purge import pending
+from curation.ingest.fetch import FetchStage
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import known_rules
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
 from curation.safety.look import LookStage
+from curation.safety.originals import MARK as PURGED_BY
 from curation.schema import Part, Role, first_shard
 from curation.stage import Stage, digest_of
 from curation.store import (
@@ -49,6 +51,7 @@ from training.config import ConfigError
 
 STATE = "state.json"
 RECIPE = "recipe.yaml"
+PAGES_PURGED = "pages_purged.txt"  # the facts that the last pages of a run were made with, or later ones
 _BEFORE_FETCHED = ("screen_keys", "url_duplicates", "screened", "fetch")
 
 
@@ -129,7 +132,9 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
 
     What look has met of the takedown list by its hash leaves the pool afterwards, and the verdicts follow.
     """
+    _check_originals(recipe, options)
     if _purges_originals(recipe, options):
+        preflight(recipe, build_stages(recipe), options)
         looked = _curate(recipe, replace(options, until=LookStage.name), say)
         later = replace(options, redo=_after_look(recipe, options))
         outcome = _joined(looked, _curate(recipe, later, say, is_looked_at=True))
@@ -153,6 +158,33 @@ def _purges_originals(recipe: CurateRecipe, options: Options) -> bool:
     names = [stage.name for stage in build_stages(recipe)]
     is_reached = options.until not in names[: names.index(LookStage.name)]
     return recipe.look.purge_originals and is_reached and not options.dry_run
+
+
+def _check_originals(recipe: CurateRecipe, options: Options) -> None:
+    """Pictures whose originals are gone cannot be looked at again: their facts are not thrown away for nothing."""
+    if LookStage.name not in options.redo or FetchStage.name in options.redo:
+        return
+    pool = open_store(recipe.pool)
+    for part in parts_of(pool, "images"):
+        footer = read_footer(pool, part)
+        if footer is not None and PURGED_BY in footer.inputs:
+            raise ConfigError(
+                "--redo look: originals were purged from this pool (look.purge_originals), so what shows a face cannot "
+                "be looked at again; fetch it again as well: --redo fetch --redo look"
+            )
+
+
+def _take_out_originals(
+    recipe: CurateRecipe, ledger: Ledger, scratch: Path, *, check: Callable[[], None], say: Callable[[str], None]
+) -> None:
+    """Originals with faces of the shards that this command looked at; once, the pages that a run made before."""
+    pool, run = ledger.stores["pool"], ledger.stores["run"]
+    folder = LookStage(recipe.look).facts_folder("detections")
+    if not run.exists(PAGES_PURGED) or run.read(PAGES_PURGED).decode() != folder:
+        remove_pages(run)
+        put_text(run, PAGES_PURGED, folder, scratch)
+    shards = ledger.shards(*LookStage.roles)
+    take_out_originals(pool, shards, folder, scratch, check=check, say=say)
 
 
 def _after_look(recipe: CurateRecipe, options: Options) -> tuple[str, ...]:
@@ -182,9 +214,6 @@ def _curate(
             check_lease(run, leases[1])
 
         take_down(pool, run, scratch, check, say, dry_run=options.dry_run)
-        if is_looked_at:
-            folder = LookStage(recipe.look).facts_folder("detections")
-            take_out_originals(pool, run, folder, scratch, check=check, say=say)
         if recipe.sample_web is not None:
             _build_sample_web(recipe, options, say)
         unregistered: list[Part] = []
@@ -200,6 +229,8 @@ def _curate(
             last_folders=before.get("folders", {}),
             unregistered=frozenset(unregistered),
         )
+        if is_looked_at:
+            _take_out_originals(recipe, ledger, scratch, check=check, say=say)
         lines = plan(ledger, stages)
         _say_before_work(recipe, stages, ledger, lines, say, dry_run=options.dry_run)
         if options.dry_run:

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from curation.safety.detector import FACES, Box, NudeNetDetector, boxes_of
-from training.data.pixels import decode, encode_jpeg
+from training.data.pixels import MAX_BYTES, MOST_PIXELS, decode_into, encode_jpeg
 
 # A detector has one least score for boxes whose shorter side is below each of these, in px of the picture, and one for
 # the rest. False boxes on animals are large, and true faces that are small score low: docs/safety.md.
@@ -25,6 +25,7 @@ _SAME_FACE_IOU = 0.5
 _CELLS, _GRID, _SIGMA = 3, 32, 8.0
 LEAST_PSNR_DB = 40.0  # of a blurred picture outside its boxes, after encoding
 _HIGHER_QUALITIES = (97, 99, 100)
+_ROWS = 256  # of a picture that are compared at a time
 
 
 class FaceDetector(Protocol):
@@ -85,13 +86,13 @@ class YuNet:
     def _boxes(self, rgb: np.ndarray) -> list[Box]:
         import cv2
 
-        bgr = np.ascontiguousarray(rgb[:, :, ::-1])
-        height, width = bgr.shape[:2]
+        height, width = rgb.shape[:2]
         boxes = []
         for scale in sorted({min(scale, _LONGEST_PX / max(height, width)) for scale in self._scales}):
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
-            scaled = bgr if scale == 1 else cv2.resize(bgr, size, interpolation=way)
+            scaled = rgb if scale == 1 else cv2.resize(rgb, size, interpolation=way)
+            scaled = np.ascontiguousarray(scaled[:, :, ::-1])
             self._detector.setInputSize(size)
             _, found = self._detector.detect(scaled)
             rows = [] if found is None else found
@@ -161,17 +162,43 @@ def encode_blurred(blurred: np.ndarray, boxes: Sequence[Box], quality: int) -> b
     outside = np.ones(blurred.shape[:2], bool)
     for rows, columns in _regions(boxes, *blurred.shape[:2]):
         outside[rows, columns] = False
-    for tried in (quality, *(step for step in _HIGHER_QUALITIES if step > quality)):
-        jpeg = encode_jpeg(blurred, tried, subsampling="444")
-        if psnr_db(decode(jpeg).rgb[outside], blurred[outside]) >= LEAST_PSNR_DB:
+    jpeg = encode_jpeg(blurred, quality, subsampling="444")
+    for lower in range(quality - 15, 0, -15):  # no reader takes a larger file
+        if len(jpeg) <= MAX_BYTES:
             break
+        jpeg = encode_jpeg(blurred, lower, subsampling="444")
+    for higher in (step for step in _HIGHER_QUALITIES if step > quality):
+        if psnr_db(_pixels(jpeg), blurred, outside) >= LEAST_PSNR_DB:
+            break
+        better = encode_jpeg(blurred, higher, subsampling="444")
+        if len(better) > MAX_BYTES:
+            break
+        jpeg = better
     return jpeg
 
 
-def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
-    """Peak signal to noise of uint8 arrays of one shape; infinite where they are equal."""
-    error = float(np.square(a.astype(np.float32) - b).mean()) if a.size else 0.0
-    return float(10 * np.log10(255**2 / error)) if error else float("inf")
+def _pixels(jpeg: bytes) -> np.ndarray:
+    """Of a file that was just written: no limit is asked, uint8 [H, W, 3]."""
+    new = lambda height, width: np.empty((height, width, 3), np.uint8)  # noqa: E731
+    return decode_into(jpeg, new, max_bytes=len(jpeg), max_pixels=MOST_PIXELS).rgb
+
+
+def psnr_db(a: np.ndarray, b: np.ndarray, where: np.ndarray | None = None) -> float:
+    """Peak signal to noise of uint8 arrays of one shape; infinite where they are equal.
+
+    Args:
+        a: of any shape; a block of rows of it is taken at a time.
+        b: of the same shape.
+        where: bool, of the leading axes of both; None: everywhere.
+    """
+    error = count = 0
+    for start in range(0, len(a), _ROWS):
+        rows = slice(start, start + _ROWS)
+        apart = a[rows].astype(np.int32) - b[rows]
+        apart = apart if where is None else apart[where[rows]]
+        error += int(np.square(apart).sum(dtype=np.int64))
+        count += apart.size
+    return float(10 * np.log10(255**2 * count / error)) if error else float("inf")
 
 
 def _regions(boxes: Sequence[Box], height: int, width: int) -> Iterator[tuple[slice, slice]]:

@@ -61,7 +61,7 @@ from training.data.sandbox import DecoderProcess
 
 _EXPLICIT_PX = 320  # of the pass that scores classes: at 640 three times as many harmless pictures score high
 _BATCH_PX = 2**23  # of network input on a GPU: 81 pictures at 320 px, 9 at 960
-_HELD_PX = 2**26  # of decoded pictures that wait for a GPU
+_HELD_PX, _HELD = 2**26, 256  # pixels of decoded pictures that wait for a GPU, and how many of these
 
 Waiting = list[tuple[dict[str, Any], np.ndarray]]  # rows of ``detections`` that are to be filled, and their pictures
 
@@ -296,7 +296,7 @@ class LookStage(ShardStage):
             place = place_of[row["image_id"]]
             try:
                 if place["object"] is None:
-                    raise DecodeError(PURGED, "an earlier look found a face in it")
+                    raise DecodeError(PURGED, "purged after an earlier look")
                 data = io.blob(place["object"], place["offset"], place["num_bytes"])
                 picture = self._decoder.decode(data)
                 hashed = hash_row(picture)
@@ -311,7 +311,7 @@ class LookStage(ShardStage):
             detections.append(dict(row))
             waiting.append((detections[-1], picture.rgb))
             held_px += picture.width_px * picture.height_px
-            if self._must_finish(held_px):
+            if self._must_finish(held_px, len(waiting)):
                 self._finish(waiting, small, blurred)
                 waiting, held_px = [], 0
         self._finish(waiting, small, blurred)
@@ -324,9 +324,9 @@ class LookStage(ShardStage):
             "detections": pa.Table.from_pylist(detections, schema=TABLES["detections"].schema),
         }
 
-    def _must_finish(self, held_px: int) -> bool:
+    def _must_finish(self, held_px: int, num_held: int) -> bool:
         """Pictures wait for each other only where a GPU looks at several together; memory bounds how many."""
-        return not self.config.on_gpu or held_px >= _HELD_PX
+        return not self.config.on_gpu or held_px >= _HELD_PX or num_held >= _HELD
 
     def _finish(self, waiting: Waiting, small: ObjectTar, blurred: ObjectTar) -> None:
         """Fill the rows of pictures that wait: what is seen, the blurred version, the intermediate."""

@@ -1,9 +1,9 @@
 """Originals that show a face leave the pool (``look.purge_originals``), once look has stored what it needs of them.
 
-What stays of stored bytes is what was looked at and shows no face that was found. So these go: pictures with a face,
-which have a blurred version; files that do not decode, in which no face can be looked for; and pictures that screening
-no longer lets through to look. What other settings of look made of a picture goes too, where it does not cover the same
-faces: their intermediates would show them.
+Of the shards that a command has looked at, what stays of stored bytes is what was looked at and shows no face that
+was found. So these go: pictures with a face, which have a blurred version; files that do not decode, in which no face
+can be looked for; and pictures that the command's screening does not let through to look. What other settings of look
+made of a picture goes too, where it does not cover the same faces or these settings never saw it: it may show them.
 
 The order makes it safe to be killed at any moment, and to be run again: tars are written again without the pictures,
 then the part that names them is swapped, then old tars are deleted, then the part is marked as purged by these facts.
@@ -25,7 +25,7 @@ from curation.schema import Part
 from curation.store import Store, read_footer, read_part
 
 PURGED = "original_purged"  # reason of a picture that other settings would look at, and that is no longer there
-_MARK = "purged_by"  # in the footer of a part of ``images``
+MARK = "purged_by"  # in the footer of a part of ``images``
 _COVERED = 0.5  # share of a face box that one box of other settings has to hold
 
 
@@ -45,19 +45,22 @@ class PurgedOriginals:
         return bool(self.num_faces or self.num_unseen or self.num_elsewhere or self.num_deleted)
 
 
-def purge_originals(pool: Store, folder: str, scratch: Path, check: Callable[[], None]) -> PurgedOriginals:
+def purge_originals(
+    pool: Store, shards: Iterable[int], folder: str, scratch: Path, check: Callable[[], None]
+) -> PurgedOriginals:
     """Take out of a pool the originals that show faces, and files that nobody could look at.
 
     Shards that are done with the same facts are passed over by the footers of their parts.
 
     Args:
-        pool: held by the caller's lease; look is through with all that the verdicts let in.
+        pool: held by the caller's lease.
+        shards: look is through with all of them that the verdicts let in.
         folder: of the ``detections`` that say where faces are; their ``hashes`` have the same key.
         scratch: a folder on this disk.
         check: called before each write; raises when the lease is lost.
     """
     purge = _Purge(pool, folder, scratch, check)
-    pending = {shard: mark for shard, mark in purge.marks() if purge.is_pending(shard, mark)}
+    pending = {shard: mark for shard in shards if (mark := purge.pending_mark(shard)) is not None}
     if pending:
         purge.list_what_is_stored()
     for shard, mark in pending.items():
@@ -74,19 +77,14 @@ class _Purge:
         self._elsewhere: dict[int, list[Part]] = defaultdict(list)  # shard -> detections by other settings
         self._tars: dict[Place, dict[int, list[str]]] = {}
 
-    def marks(self) -> Iterable[tuple[int, str]]:
-        """Each shard that was looked at, and what marks it as purged by these facts."""
-        for path in self._pool.list(self._folder):
-            if path.endswith(".parquet"):
-                part = Part("pool", self._folder, int(path[-17:-8]))
-                footer = read_footer(self._pool, part)
-                assert footer is not None
-                yield part.index, f"{self._folder} {footer.digest}"
-
-    def is_pending(self, shard: int, mark: str) -> bool:
-        """Whether originals of a shard were not purged by these facts, or not to the end."""
-        footer = read_footer(self._pool, Part("pool", "images", shard))
-        return footer is not None and footer.inputs.get(_MARK) != mark
+    def pending_mark(self, shard: int) -> str | None:
+        """What will mark a shard as purged by these facts; None where it bears that mark, or was not looked at."""
+        facts = read_footer(self._pool, Part("pool", self._folder, shard))
+        images = read_footer(self._pool, Part("pool", "images", shard))
+        if facts is None or images is None:
+            return None
+        mark = f"{self._folder} {facts.digest}"
+        return None if images.inputs.get(MARK) == mark else mark
 
     def list_what_is_stored(self) -> None:
         """Tars, and facts by other settings, by shard."""
@@ -101,27 +99,29 @@ class _Purge:
     def shard(self, shard: int, mark: str) -> None:
         """All of one shard, up to its mark."""
         images = Part("pool", "images", shard)
-        faces = self._purge_bytes(images)
+        faces, unseen = self._purge_bytes(images)
         for part in self._elsewhere[shard]:
-            self._purge_facts(part, faces)
+            self._purge_facts(part, faces, unseen)
         facts = [Part("pool", self._folder, shard), *self._elsewhere[shard]]
         for place, tars in self._tars.items():
             self._delete_unnamed(place, [images] if place is BYTES else facts, tars[shard])
-        self._swap(images, read_part(self._pool, images), **{_MARK: mark})
+        self._swap(images, read_part(self._pool, images), **{MARK: mark})
 
-    def _purge_bytes(self, part: Part) -> dict[int, list[dict[str, Any]]]:
-        """Originals of one shard; the face boxes of all pictures that have some."""
+    def _purge_bytes(self, part: Part) -> tuple[dict[int, list[dict[str, Any]]], set[int]]:
+        """Originals of one shard; the face boxes of all pictures that have some, and pictures that nobody saw."""
         shard = part.index
         columns = ["image_id", "faces", "blurred_object"]
         seen = read_part(self._pool, Part("pool", self._folder, shard), columns)
-        hashes = read_part(self._pool, Part("pool", _hashes_of(self._folder), shard), ["image_id", "ok"])
+        hashes = read_part(self._pool, Part("pool", _hashes_of(self._folder), shard), ["image_id", "ok", "reason"])
         faces = {row["image_id"]: row["faces"] or [] for row in seen.to_pylist() if row["blurred_object"] is not None}
         decoded = set(hashes.filter(hashes["ok"])["image_id"].to_pylist())
+        known = {row["image_id"] for row in hashes.to_pylist() if row["ok"] or row["reason"] == PURGED}
         images = read_part(self._pool, part)
+        unseen = set(images["image_id"].to_pylist()) - known
         stays = pc.is_in(images["image_id"], value_set=pa.array(sorted(decoded - faces.keys()), pa.int64()))
         gone = pc.and_(pc.is_valid(images["object"]), pc.invert(stays)).combine_chunks()
         if not pc.any(gone).as_py():
-            return faces
+            return faces, unseen
         with_face = pc.is_in(images["image_id"], value_set=pa.array(sorted(faces), pa.int64()))
         num_faces = pc.sum(pc.and_(gone, with_face)).as_py()
         self.done.num_faces += num_faces
@@ -133,13 +133,17 @@ class _Purge:
             emptied = pc.if_else(gone, pa.scalar(None, column.type), images[name])
             images = images.set_column(images.schema.get_field_index(name), column, emptied)
         self._swap(part, images)
-        return faces
+        return faces, unseen
 
-    def _purge_facts(self, part: Part, faces: dict[int, list[dict[str, Any]]]) -> None:
+    def _purge_facts(self, part: Part, faces: dict[int, list[dict[str, Any]]], unseen: set[int]) -> None:
         """Rows of other settings' facts whose pixels may show one of these faces, with these pixels."""
         table = read_part(self._pool, part)
         rows = table.select(["image_id", "faces", "small_object", "blurred_object"]).to_pylist()
-        shown = [row["small_object"] is not None and not _covers(row, faces.get(row["image_id"], [])) for row in rows]
+        shown = [
+            row["small_object"] is not None
+            and (row["image_id"] in unseen or not _covers(row, faces.get(row["image_id"], [])))
+            for row in rows
+        ]
         if not any(shown):
             return
         self.done.num_elsewhere += sum(shown)

@@ -11,6 +11,7 @@ import pandas as pd
 import pytest
 
 from pipelines.results import opened, verify_run
+from training.config import ConfigError
 from training.data.pixels import decode
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -39,10 +40,14 @@ def test_no_face_is_left_and_the_run_is_the_same(lab, undisturbed, tmp_path):
         originals[row["image_id"]] = tar[row["offset"] : row["offset"] + row["num_bytes"]]
     assert holding(folder, list(originals.values()))
 
+    (folder / "run" / "report.html").write_text("a page with faces, of weaker settings")
     lab.curate(folder, PURGE)
     assert holding(folder, list(originals.values())) == []
+    assert not (folder / "run" / "report.html").exists()
     assert lab.contents(folder) == lab.contents(undisturbed)
+    (folder / "run" / "report.html").write_text("a page of today")
     assert lab.curate(folder, PURGE).summary.num_jobs == 0
+    assert (folder / "run" / "report.html").exists()
     assert lab.curate(folder).summary.num_jobs == 0  # and the recipe without it goes on from there
 
     # In every picture that is still stored the found faces are blurred, the intermediates among them.
@@ -61,6 +66,10 @@ def test_no_face_is_left_and_the_run_is_the_same(lab, undisturbed, tmp_path):
                 for box in places[image_id]:
                     assert sharpness(now, box, was.shape[0]) < 0.5 * sharpness(was, box, was.shape[0])
     assert num_seen == 2 * len(faces)
+
+    # Looking again would throw away what cannot be made again.
+    with pytest.raises(ConfigError, match="--redo look: originals were purged from this pool"):
+        lab.curate(folder, redo=["look"])
 
     # A look with other settings cannot see them any more, and says so.
     lab.curate(folder, PURGE, "look.face_thresholds=[0.9, 0.9, 0.9, 0.9]", until="safety")

@@ -254,7 +254,7 @@ def _plain_jpeg(
     rgb = new(*upright)
     into = rgb if orientation == 1 else _new(*stored)
     try:
-        simplejpeg.decode_jpeg(
+        decoded = simplejpeg.decode_jpeg(
             data,
             "RGB",
             fastdct=False,
@@ -265,6 +265,8 @@ def _plain_jpeg(
             strict=True,
         )
     except ValueError:  # damaged, be it only a little
+        return None
+    if decoded.shape[:2] != stored:  # two headers that differ: the rest of the memory would stay as it was
         return None
     if orientation != 1:
         _as_stored(rgb, orientation)[...] = into

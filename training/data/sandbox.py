@@ -122,6 +122,9 @@ class DecoderProcess:
             if error.reason == "decode_crashed":  # out of memory: what others left there may be why
                 self.close()
             raise
+        except BaseException:  # its answer may still come, and would be taken for that of the next picture
+            self.close()
+            raise
 
 
 class _Child:
@@ -134,7 +137,7 @@ class _Child:
         path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "training.data.sandbox_child", str(memory_bytes), str(descriptor)],
+                [sys.executable, "-P", "-m", "training.data.sandbox_child", str(memory_bytes), str(descriptor)],
                 stdin=its_link.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -171,8 +174,10 @@ class _Child:
             return self._answer()
         except BlockingIOError:
             raise _DeadError("no answer within the limit of wall time", timed_out=True) from None
-        except OSError:
+        except ConnectionError:
             raise self._died(limits[2]) from None
+        except (ValueError, IndexError, struct.error) as error:
+            raise _DeadError(f"the decoder answers nonsense ({error})", timed_out=False) from None
 
     def _answer(self) -> Picture:
         received, descriptors = bytearray(), array.array("i")
@@ -188,7 +193,7 @@ class _Child:
                 wanted += ANSWER.unpack_from(received)[-1]
         slot, height, width, num_frames, width_px, height_px, name, _ = ANSWER.unpack_from(received)
         if slot == NO_PICTURE:
-            reason, _, detail = received[ANSWER.size :].decode().partition(" ")
+            reason, _, detail = received[ANSWER.size :].decode(errors="replace").partition(" ")
             raise DecodeError(reason, detail)
         return Picture(
             rgb=self._pixels(slot, descriptors, height * width * 3).reshape(height, width, 3),
@@ -202,7 +207,9 @@ class _Child:
         """uint8 [size]; all that is made of it without a copy keeps it alive."""
         if slot == OWN_MEMORY:
             try:
-                return np.frombuffer(mmap.mmap(descriptors[0], size), np.uint8)
+                pixels = np.frombuffer(mmap.mmap(descriptors[0], size), np.uint8)
+                # A map holds a descriptor, and thousands of small pictures may wait together.
+                return pixels.copy() if size <= SLOT_BYTES else pixels
             finally:
                 os.close(descriptors[0])
         pixels = np.frombuffer(self._memory, np.uint8, size, INPUT_BYTES + slot * SLOT_BYTES)

@@ -60,8 +60,8 @@ def test_what_shows_a_face_or_does_not_decode_goes_and_the_rest_stays(pool: Any,
     (pool.path / f"bytes/{SHARD:09d}-{'0' * 16}.tar").write_bytes(needles[face])  # what a killed worker left
     footer = read_footer(pool, Part("pool", "images", SHARD))
 
-    done = purge_originals(pool, FOLDER, tmp_path, lambda: None)
-    # Lines that were fetched and that look was never asked for go too, in all shards.
+    done = purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None)
+    # Lines that were fetched and that look was never asked for go too.
     assert (done.num_faces, done.num_elsewhere) == (1, 0)
     assert done.num_unseen >= 1
     assert [holding(pool, needle) for needle in needles.values()] == [[], []]
@@ -77,7 +77,7 @@ def test_what_shows_a_face_or_does_not_decode_goes_and_the_rest_stays(pool: Any,
     assert (now.stage, now.fingerprint) == (footer.stage, footer.fingerprint)
 
     tags = {path: pool.tag(path) for path in pool.list("")}
-    assert not purge_originals(pool, FOLDER, tmp_path, lambda: None).did_anything
+    assert not purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None).did_anything
     assert {path: pool.tag(path) for path in pool.list("")} == tags
 
 
@@ -88,6 +88,7 @@ def test_what_shows_a_face_or_does_not_decode_goes_and_the_rest_stays(pool: Any,
         ({"faces": [{**FACE, "x_px": 25.0}], "blurred": True}, False),  # another one
         ({"faces": [], "blurred": False}, False),
         ({"faces": [FACE], "blurred": False}, False),  # found, and look.blur was false
+        ({"faces": [], "blurred": False, "unseen": True}, False),  # nobody looked at it by these settings
     ],
 )
 def test_other_settings_lose_what_may_show_the_face(
@@ -110,8 +111,11 @@ def test_other_settings_lose_what_may_show_the_face(
     schema = TABLES["detections"].schema
     put(pool, other, pa.Table.from_pylist(rows, schema=schema), tmp_path)
     put(pool, Part("pool", "hashes/weak-1", SHARD), read_part(pool, Part("pool", HASHES, SHARD)), tmp_path)
+    for mine in (part, Part("pool", HASHES, SHARD)) if theirs.get("unseen") else ():
+        table = read_part(pool, mine)
+        swap(pool, mine, table.filter(pc.not_equal(table["image_id"], face)), tmp_path)
 
-    done = purge_originals(pool, FOLDER, tmp_path, lambda: None)
+    done = purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None)
     assert done.num_elsewhere == (0 if stays else 1)
     assert bool(holding(pool, shown)) is stays
     for folder in ("detections/weak-1", "hashes/weak-1"):
@@ -144,7 +148,7 @@ def test_killed_at_any_write_and_run_again_it_ends_the_same(pool: Any, tmp_path:
     for lives in range(200):
         left = lives
         try:
-            purge_originals(pool, FOLDER, tmp_path, check)
+            purge_originals(pool, [SHARD], FOLDER, tmp_path, check)
         except Killed:
             continue
         break
@@ -152,7 +156,7 @@ def test_killed_at_any_write_and_run_again_it_ends_the_same(pool: Any, tmp_path:
         pytest.fail("it never ends")
     assert writes > 1
     assert holding(pool, needle) == []
-    assert not purge_originals(pool, FOLDER, tmp_path, lambda: None).did_anything
+    assert not purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None).did_anything
 
 
 def test_nobody_else_may_have_the_pool(pool: Any, tmp_path: Path) -> None:
@@ -163,5 +167,15 @@ def test_nobody_else_may_have_the_pool(pool: Any, tmp_path: Path) -> None:
         raise LeaseLostError("gone")
 
     with pytest.raises(LeaseLostError):
-        purge_originals(pool, FOLDER, tmp_path, check)
+        purge_originals(pool, [SHARD], FOLDER, tmp_path, check)
     assert {path: pool.tag(path) for path in pool.list("")} == before
+
+
+def test_shards_that_this_command_has_not_looked_at_stay(pool: Any, tmp_path: Path) -> None:
+    seen(pool, faces=[FACE], num_faces=1)
+    before = {path: pool.tag(path) for path in pool.list("")}
+    others = [shard for shard in (0, 1_000_000, 2_000_000, 3_000_001) if shard != SHARD]
+    purge_originals(pool, others, FOLDER, tmp_path, lambda: None)
+    mine = [path for path in before if f"{SHARD:09d}" in path]
+    assert mine
+    assert all(pool.tag(path) == before[path] for path in mine)
