@@ -202,7 +202,7 @@ def test_pictures_that_wait_for_a_gpu_give_the_same_rows(files, looked) -> None:
     """What a GPU changes but arithmetic: several pictures wait, and are looked at together."""
 
     class Waits(LookStage):
-        def _must_finish(self, held_px: int) -> bool:
+        def _must_finish(self, held_px: int, num_held: int) -> bool:
             return held_px > 600_000
 
     shard = Shard(files)
