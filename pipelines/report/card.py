@@ -304,7 +304,8 @@ def _faces_left(look: Mapping[str, Any], *, by_nudenet: bool) -> str:
     if any(look[key] != defaults[key] for key in keys):
         return "Not every face is blurred: what share is was not measured with these settings."
     found = _FACES_FOUND[by_nudenet, bool(look["yunet"])]
-    return f"Not every face is blurred: these settings covered {found} of 327 labelled ones of at least 16 px."
+    file = " with yunet_n_dynamic.onnx of libfacedetection" if look["yunet"] else ""
+    return f"Not every face is blurred: these settings covered {found} of 327 labelled ones of at least 16 px{file}."
 
 
 def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

@@ -5,8 +5,9 @@
 FOLDER holds ``pool_imagenet_300.tar``. Both sides make RGB with a shortest side of 256 px. Pillow decodes at full size
 and resizes bicubic. Ours is pixels.decode and pixels.resize_shortest: at full size on the photographs as they are, and
 with ``shortest_px`` on the same photographs enlarged to shortest sides of 1,400, 2,000 and 3,000 px and stored again at
-quality 90; the goal is for all of these together. Rows are CPU milliseconds a picture; sides take turns, and each
-number is the median over rounds.
+quality 90. Rows are CPU milliseconds a picture; sides take turns, and each number is the median over rounds. The goal
+of scaled decoding is held at each of the three sizes, and its mean difference by the worst picture; what all of them
+together come to is told besides.
 
     child: ...           pixels.decode in this process beside sandbox.DecoderProcess, in CPU time of both processes
 
@@ -166,16 +167,16 @@ def main() -> int:
         off[f"{side} px"] = differences(by_us_scaled, inputs)
         ratios[f"{side} px"] = cost[f"pillow {side} px"] / cost[f"ours {side} px, scaled"]
     together = [data for inputs in large.values() for data in inputs]
-    off["scaled"] = differences(by_us_scaled, together)
+    off["together"] = differences(by_us_scaled, together)
     sums = [
         sum(cost[name.format(side)] * len(inputs) for side, inputs in large.items())
         for name in ("pillow {} px", "ours {} px, scaled")
     ]
-    ratios["scaled"] = sums[0] / sums[1]
-    held = {
-        "full": ratios["full"] >= FULL_GOAL and off["full"]["max"] <= FULL_MAX,
-        "scaled": ratios["scaled"] >= SCALED_GOAL and off["scaled"]["mean"] <= SCALED_MEAN,
-    }
+    ratios["together"] = sums[0] / sums[1]
+    held = {"full": ratios["full"] >= FULL_GOAL and off["full"]["max"] <= FULL_MAX}
+    for side in large:
+        name = f"{side} px"
+        held[name] = ratios[name] >= SCALED_GOAL and off[name]["mean_of_worst"] <= SCALED_MEAN
     report = {
         "ratios": {name: round(value, 3) for name, value in ratios.items()},
         "goals": {"full": FULL_GOAL, "scaled": SCALED_GOAL},
@@ -197,11 +198,11 @@ def main() -> int:
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     print(f"numbers: {options.json}")
     for name, ratio in ratios.items():
-        goal = {"full": FULL_GOAL, "scaled": SCALED_GOAL}.get(name)
-        end = f"goal {goal} {'ok' if held[name] else 'short'}" if goal else "(scaled)"
+        goal = FULL_GOAL if name == "full" else SCALED_GOAL
+        end = f" goal {goal} {'ok' if held[name] else 'short'}" if name in held else ""
         print(
             f"decode {name}, differences at most {off[name]['max']}, mean {off[name]['mean']}, "
-            f"of the worst picture {off[name]['mean_of_worst']}: ratio {ratio:.2f} {end}"
+            f"of the worst picture {off[name]['mean_of_worst']}: ratio {ratio:.2f}{end}"
         )
     return 0 if all(held.values()) else 1
 

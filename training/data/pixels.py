@@ -112,7 +112,8 @@ def decode(
         max_pixels: width times height allowed, at most ``MOST_PIXELS``.
         max_seconds: wall time allowed; held between blocks of the decoder, and in main threads only.
         shortest_px: shortest side that the caller will resize to. A JPEG is then decoded at 1/2, 1/4 or 1/8 while its
-            shortest side stays at least twice that: faster, at most 2 grey levels away. None = full size.
+            shortest side stays at least twice that: faster, and what is shrunk from it differs by a grey level in the
+            mean, by tens at hard edges. None = full size.
 
     Raises:
         DecodeError: with the reason for the row.

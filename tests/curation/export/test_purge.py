@@ -11,7 +11,7 @@ import pytest
 from curation.export.purge import pending, pictures_named, purge, put_rules
 from curation.ingest.takedown import known_rules, rule_of
 from curation.schema import TABLES, Part, vector_schema
-from curation.store import LeaseLostError, LocalStore, S3Store, read_footer, read_part
+from curation.store import LeaseLostError, LocalStore, read_footer, read_part
 
 FIRST, SECOND = 3_000_000_000_000, 3_000_001_000_000
 SHARDS = (0, 1_000_000, 2_000_000, 3_000_000, 3_000_001)
@@ -249,37 +249,12 @@ def test_a_lost_lease_stops_it_before_the_next_write(small: Any, tmp_path: Path)
     assert {path: pool.tag(path) for path in pool.list("")} == before
 
 
-def test_a_pool_in_an_object_store(small: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    import urllib.request
-
-    from moto.server import ThreadedMotoServer
-
+def test_a_pool_in_an_object_store(small: Any, tmp_path: Path, in_a_bucket: Any):
     local = small.store("pool")
     needles, others = traces(local, FIRST), everything_else(local, FIRST)
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
-            "NO_PROXY": "127.0.0.1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        request = urllib.request.Request(f"http://{host}:{port}/purge", method="PUT")
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
-        pool = S3Store("s3://purge/pool")
-        for path in local.list(""):
-            file = tmp_path / "upload"
-            file.write_bytes(local.read(path))
-            assert pool.create(path, file)
-        put_rules(pool, [rule_of(f"http://h0.test/web/{FIRST}.jpg")], tmp_path)
-        assert purge(pool, tmp_path, lambda: None).image_ids == {FIRST}
-        assert left_over(pool, needles) == []
-        assert everything_else(pool, FIRST) == others
-        assert not pending(pool)
-    finally:
-        server.stop()
+    pool = in_a_bucket(local)
+    put_rules(pool, [rule_of(f"http://h0.test/web/{FIRST}.jpg")], tmp_path)
+    assert purge(pool, tmp_path, lambda: None).image_ids == {FIRST}
+    assert left_over(pool, needles) == []
+    assert everything_else(pool, FIRST) == others
+    assert not pending(pool)

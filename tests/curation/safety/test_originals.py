@@ -179,3 +179,16 @@ def test_shards_that_this_command_has_not_looked_at_stay(pool: Any, tmp_path: Pa
     mine = [path for path in before if f"{SHARD:09d}" in path]
     assert mine
     assert all(pool.tag(path) == before[path] for path in mine)
+
+
+def test_a_pool_in_an_object_store(pool: Any, tmp_path: Path, in_a_bucket: Any) -> None:
+    face = seen(pool, faces=[FACE], num_faces=1)
+    needle, before = bytes_of(pool, images(pool)[face]), images(pool)
+    bucket = in_a_bucket(pool)
+    assert holding(bucket, needle)
+    assert purge_originals(bucket, [SHARD], FOLDER, tmp_path, lambda: None).num_faces == 1
+    assert holding(bucket, needle) == []
+    for image_id, row in images(bucket).items():
+        if row["object"] is not None:
+            assert hashlib.sha256(bytes_of(bucket, row)).hexdigest() == before[image_id]["sha256"]
+    assert not purge_originals(bucket, [SHARD], FOLDER, tmp_path, lambda: None).did_anything
