@@ -14,12 +14,12 @@ from urllib.parse import urljoin
 
 from curation.ingest.rows import SourceRow, address_row, broken_row
 
-MAX_PAGE_BYTES = 16 << 20
+MAX_PAGE_BYTES = 8 << 20  # also as UTF-8; beyond 10 million libxml2 gives up a comment and looks into it, again and again
 MAX_DEPTH = 512  # as browsers have it
 MAX_ADDRESSES = 10_000  # pictures of one page, and links of it
 MAX_LETTERS = 8192  # of an address; a longer alt text is cut
 MAX_ATTRIBUTES = 1000
-_PIECE_BYTES = 1 << 13
+_PIECE_BYTES = 1 << 16  # what is unfinished is looked at again with each
 _META_BYTES = 4096  # how far a page is searched for its encoding; the standard asks for 1024
 _META_CHARSET = re.compile(rb"<meta[^>]{0,512}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE)
 _HTTP_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE)
@@ -78,11 +78,13 @@ def read_page(html: bytes, page_url: str, content_type: str | None) -> Page:
 
     found = Findings()
     error = None
-    if len(html) > MAX_PAGE_BYTES:
-        html, error = html[:MAX_PAGE_BYTES], f"a page of more than {MAX_PAGE_BYTES:,} bytes"
     parser = etree.HTMLParser(target=_Target(found), recover=True, encoding="utf-8")
     try:
+        fed = 0
         for piece in _texts(html, content_type):
+            fed += len(piece)
+            if fed > MAX_PAGE_BYTES:
+                raise _TooMuchError(f"a page of more than {MAX_PAGE_BYTES:,} bytes")
             parser.feed(piece)
         parser.close()
     except _TooMuchError as stopped:
@@ -258,14 +260,12 @@ class _Target:
         self._sources.clear()
 
 
-def _texts(html: bytes, content_type: str | None) -> Iterator[str]:
-    """The page piece by piece; bytes that are none in its encoding are replaced."""
+def _texts(html: bytes, content_type: str | None) -> Iterator[bytes]:
+    """The page as UTF-8, piece by piece; bytes that are none in its encoding are replaced."""
     decoder = codecs.getincrementaldecoder(_encoding(html, content_type))("replace")
     for place in range(0, len(html), _PIECE_BYTES):
-        if text := decoder.decode(html[place : place + _PIECE_BYTES]):
-            yield text
-    if text := decoder.decode(b"", final=True):
-        yield text
+        text = decoder.decode(html[place : place + _PIECE_BYTES], place + _PIECE_BYTES >= len(html))
+        yield (text if place else text.removeprefix("\ufeff")).encode("utf-8", "replace")
 
 
 def _encoding(html: bytes, content_type: str | None) -> str:

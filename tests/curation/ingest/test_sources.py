@@ -10,14 +10,14 @@ import pytest
 
 from curation.ingest.address import canonical_url
 from curation.ingest.local import read_local
-from curation.ingest.sources import SourceConfig, check_source, read_rows
+from curation.ingest.sources import SourceConfig, check_source, read_lines
 from training.config import ConfigError
 
 GOOD = "http://a.test/1.jpg"
 
 
 def rows_of(location, kind="list", **values):
-    return list(read_rows(SourceConfig(location=str(location), kind=kind, **values)))
+    return [line.row for line in read_lines(SourceConfig(location=str(location), kind=kind, **values))]
 
 
 def test_txt_with_broken_lines(tmp_path):
