@@ -9,10 +9,11 @@ from __future__ import annotations
 import io
 import logging
 import re
-import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, BinaryIO
 
+from curation.ingest.encoding import unpacked
+from curation.ingest.gzips import GZIP, Members
 from curation.ingest.lists import Lines
 from curation.ingest.pages import MAX_PAGE_BYTES, Page, read_page
 from curation.ingest.rows import broken_row
@@ -26,7 +27,6 @@ ARCHIVE_SUFFIXES = tuple(suffix + packed for suffix in (".warc", ".arc", ".wat")
 _BLOCK_BYTES = 4 << 20  # read at once from a bucket
 _PIECE_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 16  # of headers
-_GZIP = b"\x1f\x8b\x08"
 _RECORD = re.compile(rb"WARC/[01]\.\d+\s*$|[a-z]+:\S.* [0-9a-f.:]+ \d{8,} \S+ \S+\s*$")  # its first line
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
@@ -61,7 +61,7 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
     from warcio.recordloader import ArcWarcRecordLoader
 
     logging.getLogger("warcio").setLevel(logging.ERROR)  # it tells of every space in an address that it mends
-    stream = _Members(file) if file.read(len(_GZIP)) == _GZIP else None
+    stream = Members(file, _begins_record) if file.read(len(GZIP)) == GZIP else None
     file.seek(0)
     loader = ArcWarcRecordLoader(verify_http=False, arc2warc=False)
     place = 0
@@ -92,6 +92,10 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
         yield place, stream.damage
         if not stream.resume():
             return
+
+
+def _begins_record(data: bytes) -> bool:
+    return _RECORD.match(data.partition(b"\n")[0]) is not None
 
 
 def _skip(record: ArcWarcRecord) -> None:
@@ -141,8 +145,8 @@ def _read(stream: Any, max_bytes: int) -> bytes:
 
 
 def _of_metadata(block: bytes, url: str | None) -> Page | None:
-    if len(block) == 2 * MAX_PAGE_BYTES:
-        return _damaged(f"metadata of more than {2 * MAX_PAGE_BYTES:,} bytes", url)
+    if len(block) > MAX_PAGE_BYTES:
+        return _damaged(f"metadata of more than {MAX_PAGE_BYTES:,} bytes", url)
     try:
         return read_metadata(block)
     except WatError as error:
@@ -171,9 +175,9 @@ def _of_response(block: bytes, url: str) -> Page | None:
     data = _read(body, 2 * MAX_PAGE_BYTES)
     for coding in reversed((head.get_header("content-encoding") or "").lower().split(",")):
         try:
-            data = _decoded(data, coding.strip())
-        except (zlib.error, OSError, ValueError) as error:
-            return _damaged(f"{coding.strip()} that cannot be unpacked: {error}", url)
+            data = unpacked(data, coding, MAX_PAGE_BYTES + 1)
+        except ValueError as error:
+            return _damaged(str(error), url)
     return _of_body(data, url, content_type)
 
 
@@ -187,44 +191,6 @@ def _is_html(content_type: str) -> bool:
     return content_type.partition(";")[0].strip().lower() in _HTML_TYPES
 
 
-def _decoded(data: bytes, coding: str) -> bytes:
-    """A body without its content encoding, at most a byte more than a page may have.
-
-    Archives often hold a body unpacked under the headers that it came with: what is not packed is given as it is.
-
-    Raises:
-        ValueError: it is damaged from its start, or encoded in a way that is not known.
-    """
-    match coding:
-        case "" | "identity":
-            return data
-        case "gzip" | "x-gzip":
-            return zlib.decompressobj(31).decompress(data, MAX_PAGE_BYTES + 1) if data.startswith(_GZIP) else data
-        case "deflate":
-            try:
-                return zlib.decompressobj().decompress(data, MAX_PAGE_BYTES + 1)
-            except zlib.error:
-                return data if b"<" in data[:64] else zlib.decompressobj(-15).decompress(data, MAX_PAGE_BYTES + 1)
-        case "br":
-            import brotli
-
-            try:
-                return bytes(brotli.Decompressor().process(data, output_buffer_limit=MAX_PAGE_BYTES + 1))
-            except brotli.error as error:
-                if _HTML_START.match(data[:1024]):
-                    return data
-                raise ValueError(error) from None
-        case "zstd":
-            import pyarrow as pa
-
-            if not data.startswith(b"\x28\xb5\x2f\xfd"):
-                return data
-            with pa.CompressedInputStream(pa.BufferReader(data), "zstd") as stream:
-                return bytes(stream.read(MAX_PAGE_BYTES + 1))
-        case _:
-            raise ValueError("it is not known")
-
-
 class _Lines:
     """A stream whose lines have an end: one without is cut into pieces."""
 
@@ -234,90 +200,3 @@ class _Lines:
 
     def readline(self, num_bytes: int | None = None) -> bytes:
         return self._stream.readline(min(num_bytes or _MAX_LINE_BYTES, _MAX_LINE_BYTES))
-
-
-class _Members(io.RawIOBase):
-    """What the members of a gzip file hold, one behind the other. It ends at damage, and can be resumed behind it."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self._data = b""
-        self._start = 0  # of the member that is read
-        self._place = 0  # of the first byte of _data
-        self._unpack: Any = None
-        self._is_at_end = False
-        self.damage: str | None = None
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer)
-        while self.damage is None and not self._is_at_end:
-            if not self._data and not self._fill():
-                self._is_at_end = True
-                self.damage = None if self._unpack is None else "it is cut off"
-                break
-            if self._unpack is None:
-                self._data, skipped = self._data.lstrip(b"\0"), len(self._data)  # tapes are filled up with zeros
-                self._place += skipped - len(self._data)
-                if not self._data:
-                    continue
-                self._unpack, self._start = zlib.decompressobj(31), self._place
-            size = len(self._data)
-            try:
-                out = self._unpack.decompress(self._data, len(view))
-            except zlib.error as error:
-                self.damage = f"damaged gzip, {error}"
-                break
-            self._data = self._unpack.unused_data if self._unpack.eof else self._unpack.unconsumed_tail
-            self._place += size - len(self._data)
-            if self._unpack.eof:
-                self._unpack = None
-            if out:
-                view[: len(out)] = out
-                return len(out)
-        return 0
-
-    def _fill(self) -> bool:
-        self._data = self._file.read(_PIECE_BYTES)
-        return bool(self._data)
-
-    def resume(self) -> bool:
-        """Go to the next member behind damage that begins with a record; False where there is none."""
-        if self.damage is None:
-            return False
-        found = self._next_member(self._start + 1)
-        self._file.seek(0, io.SEEK_END)
-        self._data, self._unpack, self.damage = b"", None, None
-        if found is None:
-            return False
-        self._file.seek(found)
-        self._place, self._is_at_end = found, False
-        return True
-
-    def _next_member(self, start: int) -> int | None:
-        self._file.seek(start)
-        held = b""
-        while block := self._file.read(1 << 20):
-            held += block
-            place = -1
-            while (place := held.find(_GZIP, place + 1)) >= 0:
-                if self._begins_record(start + place, held[place : place + _PIECE_BYTES]):
-                    return start + place
-            keep = len(_GZIP) - 1
-            start += max(0, len(held) - keep)
-            held = held[-keep:]
-        return None
-
-    def _begins_record(self, place: int, data: bytes) -> bool:
-        if len(data) < 1024:  # it begins at the end of a block
-            here = self._file.tell()
-            self._file.seek(place)
-            data = self._file.read(_PIECE_BYTES)
-            self._file.seek(here)
-        try:
-            line = zlib.decompressobj(31).decompress(data, _MAX_LINE_BYTES).partition(b"\n")[0]
-        except zlib.error:
-            return False
-        return _RECORD.match(line) is not None

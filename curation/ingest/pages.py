@@ -6,49 +6,25 @@ nests deeper than any browser goes is left there, since what libxml2 does for a 
 
 from __future__ import annotations
 
-import codecs
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urljoin
 
+from curation.ingest.encoding import texts
 from curation.ingest.rows import SourceRow, address_row, broken_row
 
-MAX_PAGE_BYTES = 8 << 20  # also as UTF-8; beyond 10 million libxml2 gives up a comment and looks into it, again and again
+MAX_PAGE_BYTES = (
+    8 << 20
+)  # also as UTF-8; beyond 10 million libxml2 gives up a comment and looks into it, again and again
 MAX_DEPTH = 512  # as browsers have it
 MAX_ADDRESSES = 10_000  # pictures of one page, and links of it
 MAX_LETTERS = 8192  # of an address; a longer alt text is cut
-MAX_ATTRIBUTES = 1000
 _PIECE_BYTES = 1 << 16  # what is unfinished is looked at again with each
-_META_BYTES = 4096  # how far a page is searched for its encoding; the standard asks for 1024
-_META_CHARSET = re.compile(rb"<meta[^>]{0,512}?charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE)
-_HTTP_CHARSET = re.compile(r"charset\s*=\s*[\"']?\s*([A-Za-z0-9_.:-]+)", re.IGNORECASE)
-_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
-# What browsers read instead of what a page says (WHATWG, Encoding, section 4.2), by Python's name.
-_INSTEAD = {
-    **dict.fromkeys(("ascii", "iso8859-1"), "cp1252"),
-    "iso8859-9": "cp1254",
-    "iso8859-11": "cp874",
-    "tis-620": "cp874",
-    **dict.fromkeys(("gb2312", "gbk"), "gb18030"),
-    "shift_jis": "cp932",
-    "euc_kr": "cp949",
-    "big5": "big5hkscs",
-}
-_ENCODINGS = frozenset(
-    [
-        *("utf-8", "utf-16", "utf-16-le", "utf-16-be", "koi8-r", "koi8-u", "mac-roman", "mac-cyrillic", "cp866"),
-        *("gb18030", "big5hkscs", "cp932", "euc_jp", "iso2022_jp", "cp949", "cp874"),
-        *(f"cp125{n}" for n in range(9)),
-        *(f"iso8859-{n}" for n in (2, 3, 4, 5, 6, 7, 8, 10, 13, 14, 15, 16)),
-    ]
-)
 _SPACE = " \t\n\r\f"
 _LINE_ENDS = str.maketrans("", "", "\t\n\r")
 _CANDIDATE = re.compile(r"[\s,]*([^\s,]\S*)")
-_IMAGE_METAS = frozenset(
-    ("og:image", "og:image:url", "og:image:secure_url", "twitter:image", "twitter:image:src")
-)
+_IMAGE_METAS = frozenset(("og:image", "og:image:url", "og:image:secure_url", "twitter:image", "twitter:image:src"))
 
 
 class Link(NamedTuple):
@@ -81,7 +57,7 @@ def read_page(html: bytes, page_url: str, content_type: str | None) -> Page:
     parser = etree.HTMLParser(target=_Target(found), recover=True, encoding="utf-8")
     try:
         fed = 0
-        for piece in _texts(html, content_type):
+        for piece in texts(html, content_type, _PIECE_BYTES):
             fed += len(piece)
             if fed > MAX_PAGE_BYTES:
                 raise _TooMuchError(f"a page of more than {MAX_PAGE_BYTES:,} bytes")
@@ -258,38 +234,3 @@ class _Target:
         for srcset in self._sources:
             self._found.candidates(srcset, alt_text)
         self._sources.clear()
-
-
-def _texts(html: bytes, content_type: str | None) -> Iterator[bytes]:
-    """The page as UTF-8, piece by piece; bytes that are none in its encoding are replaced."""
-    decoder = codecs.getincrementaldecoder(_encoding(html, content_type))("replace")
-    for place in range(0, len(html), _PIECE_BYTES):
-        text = decoder.decode(html[place : place + _PIECE_BYTES], place + _PIECE_BYTES >= len(html))
-        yield (text if place else text.removeprefix("\ufeff")).encode("utf-8", "replace")
-
-
-def _encoding(html: bytes, content_type: str | None) -> str:
-    """By byte order mark, server, page, in this order; else UTF-8 where it is, and Windows' Latin."""
-    for mark, encoding in _BOMS:
-        if html.startswith(mark):
-            return encoding
-    found = _HTTP_CHARSET.search(content_type or "")
-    if found and (encoding := _known_encoding(found[1])):
-        return encoding
-    meta = _META_CHARSET.search(html[:_META_BYTES])
-    if meta and (encoding := _known_encoding(meta[1].decode("ascii"))):
-        return "utf-8" if encoding.startswith("utf-16") else encoding  # it could not have been read there
-    try:
-        codecs.utf_8_decode(html)
-    except UnicodeDecodeError:
-        return "cp1252"
-    return "utf-8"
-
-
-def _known_encoding(label: str) -> str | None:
-    try:
-        name = codecs.lookup(label).name
-    except (LookupError, ValueError):
-        return None
-    name = _INSTEAD.get(name, name)
-    return name if name in _ENCODINGS else None

@@ -207,7 +207,9 @@ def source_files(config: SourceConfig) -> list[File]:
         return files
     for file in files:
         if kind in ("list", "archive") and not file.path.lower().endswith(_SUFFIXES[kind]):
-            suffixes = f"{', '.join(LIST_SUFFIXES)}, text also in .gz" if kind == "list" else ", ".join(ARCHIVE_SUFFIXES)
+            suffixes = (
+                f"{', '.join(LIST_SUFFIXES)}, text also in .gz" if kind == "list" else ", ".join(ARCHIVE_SUFFIXES)
+            )
             article = "a list" if kind == "list" else "an archive"
             raise ConfigError(f"location: {file.path!r}: {article} ends in one of {suffixes}")
     return sorted(files, key=lambda file: PurePosixPath(file.name))
