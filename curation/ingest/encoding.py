@@ -47,7 +47,7 @@ def unpacked(data: bytes, coding: str, max_bytes: int) -> bytes:
         max_bytes: where unpacking stops, give or take the blocks that brotli works in.
 
     Raises:
-        ValueError: it is damaged from its start (what comes before later damage is given), or the encoding is not known.
+        ValueError: it is damaged from its start, or the encoding is not known. Of later damage only the rest is lost.
     """
     coding = coding.strip().lower()
     if coding in ("", "identity"):
