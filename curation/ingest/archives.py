@@ -75,8 +75,8 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
                 place += 1
                 try:
                     record = loader.parse_record_stream(reader, line, None, no_record_parse=True)
-                except (ArchiveLoadFailed, EOFError, ValueError) as error:
-                    yield place, f"its header cannot be read: {type(error).__name__}"
+                except (ArchiveLoadFailed, EOFError, ValueError):
+                    yield place, "its header cannot be read"
                     in_order = False
                     continue
                 yield place, record

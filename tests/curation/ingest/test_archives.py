@@ -196,7 +196,7 @@ def test_a_file_that_is_cut_off_gives_what_stands_before(tmp_path):
             assert rows[-1].error in (
                 "damaged record: it is cut off",
                 "damaged record: its length is no number",
-                "damaged record: its header cannot be read: EOFError",
+                "damaged record: its header cannot be read",
             )
 
 
