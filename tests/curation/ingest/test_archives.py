@@ -246,6 +246,14 @@ def test_a_damaged_response_is_a_row_with_its_page(block, error):
         assert row.error.startswith(f"damaged record: {error}")
 
 
+def test_headers_without_an_end_are_left(tmp_path):
+    warc = b"WARC/1.0\r\n" + b"X: y\r\n" * 5000 + b"Z: " + b"z" * 3_000_000 + b"\r\n\r\n" + warc_of(PAGES, packed=False)
+    (tmp_path / "x.warc").write_bytes(warc)
+    rows = [row for _, row in rows_of(tmp_path / "x.warc")]
+    assert rows[0].error == "damaged record: its header cannot be read"
+    assert [row.url for row in rows[1:]] == [url for _, url, _, _ in FOUND]
+
+
 @pytest.mark.parametrize("length", ["abc", "-5", ""])
 def test_a_record_without_a_length_is_passed_over(length):
     record = "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/\r\nContent-Length: {}\r\n\r\n"

@@ -460,3 +460,9 @@ def test_addresses_that_differ():
     urls = ["http://a.test/x", "https://a.test/x", "http://a.test:8080/x", "http://a.test/x?", "http://a.test/x?a=1"]
     urls += ["http://a.test/X", "http://a.test/x/", "http://a.test/%2Fx", "http://a.test/x?b=1&a=1"]
     assert len({canonical_url(url) for url in urls}) == len(urls)
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
+    (tmp_path / "a[1].txt").write_text(GOOD)
+    (tmp_path / "a1.txt").write_text("http://other.test/")
+    assert [(line.file, line.row.url) for line in lines_of(tmp_path / "a[1].txt")] == [("a[1].txt", GOOD)]
