@@ -3,6 +3,7 @@ import gzip
 import hashlib
 import io
 import json
+import random
 import tarfile
 
 import pyarrow as pa
@@ -209,6 +210,21 @@ def test_tar_with_labels(tmp_path, mode):
     assert list(read_local("tar", str(tmp_path / "set.tar"), places)) == [b"B", b"A", None]
     for place, data in zip(places, [b"B", b"A", None], strict=True):  # whatever else is asked for
         assert list(read_local("tar", str(tmp_path / "set.tar"), [place])) == [data]
+
+
+@pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
+def test_a_packed_tar_that_is_damaged_after_registration(tmp_path, mode):
+    noise = random.Random(1).randbytes(200_000)
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"first"), ("2.jpg", noise), ("3.jpg", b"last")], f"w:{mode}")
+    places = [row.location for row in rows_of(tmp_path / "a.tar", "tar")]
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[-1000:] = b"\xff" * 1000
+    (tmp_path / "a.tar").write_bytes(data)
+    found = list(read_local("tar", str(tmp_path / "a.tar"), places))
+    assert len(found) == 3
+    assert found[2] is None
+    with pytest.raises(ConfigError, match="give a tar that is whole"):
+        rows_of(tmp_path / "a.tar", "tar")
 
 
 @pytest.mark.parametrize("pattern", ["*.tar", ""])
