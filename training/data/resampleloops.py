@@ -48,7 +48,7 @@ def _columns_of(typing: Any, source: Any, out: Any, places: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _weighed_columns(typing: Any, columns: Any, weights: Any, out: Any, places: Any) -> Any:
-    """A pixel of 16 rows, 0..255 and rounded: float32 [3 columns, 16 rows].
+    """A pixel of 16 rows: uint8 [3 columns, 16 rows].
 
     Places: of the first of the columns, of their weights, how many pixels they are, and of the result.
     """
@@ -60,10 +60,8 @@ def _weighed_columns(typing: Any, columns: Any, weights: Any, out: Any, places: 
         def place(number: Any) -> Any:
             return builder.add(first, builder.mul(number, first.type(3 * LANES)))
 
-        half, down = ir.Constant(_FLOATS, [0.5] * LANES), _of_vectors(builder, "floor", 1)
-        for number, total in enumerate(_weighed(builder, columns, place, builder.gep(weights, [weight]), count)):
-            whole = builder.call(down, [builder.fadd(total, half)])
-            _store(builder, whole, out, builder.add(to, to.type(number * LANES)))
+        for number, column in enumerate(_weighed(builder, columns, place, builder.gep(weights, [weight]), count)):
+            _store(builder, column, out, builder.add(to, to.type(number * LANES)))
         return context.get_dummy_value()
 
     return numba.void(columns, weights, out, _PLACES[4]), generate
@@ -71,7 +69,7 @@ def _weighed_columns(typing: Any, columns: Any, weights: Any, out: Any, places: 
 
 @intrinsic  # type: ignore[untyped-decorator]
 def _rows_of(typing: Any, columns: Any, ring: Any, places: Any) -> Any:
-    """float32 [16 columns, 16 rows] into a ring of rows.
+    """uint8 [16 columns, 16 rows] into a ring of rows, float32.
 
     Places: the number of the first row, the mask that makes of a number one of the ring, a row's length, the column.
     """
@@ -79,10 +77,10 @@ def _rows_of(typing: Any, columns: Any, ring: Any, places: Any) -> Any:
     def generate(context: Any, builder: Any, signature: Any, values: Sequence[Any]) -> Any:
         columns, ring = (_pointer(context, builder, signature, values, k) for k in (0, 1))
         first, mask, stride, at = cgutils.unpack_tuple(builder, values[2], 4)
-        loaded = [_load(builder, columns, at.type(k * LANES), _FLOATS) for k in range(LANES)]
+        loaded = [_load(builder, columns, at.type(k * LANES), _BYTES) for k in range(LANES)]
         for number, row in enumerate(_turned(builder, loaded)):
             in_ring = builder.and_(builder.add(first, at.type(number)), mask)
-            _store(builder, row, ring, builder.add(builder.mul(in_ring, stride), at))
+            _store(builder, builder.uitofp(row, _FLOATS), ring, builder.add(builder.mul(in_ring, stride), at))
         return context.get_dummy_value()
 
     return numba.void(columns, ring, _PLACES[4]), generate
@@ -103,17 +101,15 @@ def _weighed_rows(typing: Any, ring: Any, weights: Any, out: Any, places: Any) -
             in_ring = builder.and_(builder.add(first, number), mask)
             return builder.add(builder.mul(in_ring, stride), at)
 
-        half = ir.Constant(_FLOATS, [0.5] * LANES)
-        for number, total in enumerate(_weighed(builder, ring, place, builder.gep(weights, [weight]), count)):
-            whole = builder.fptoui(builder.fadd(total, half), ir.VectorType(ir.IntType(32), LANES))
-            _store(builder, builder.trunc(whole, _BYTES), out, builder.add(to, to.type(number * LANES)))
+        for number, part in enumerate(_weighed(builder, ring, place, builder.gep(weights, [weight]), count)):
+            _store(builder, part, out, builder.add(to, to.type(number * LANES)))
         return context.get_dummy_value()
 
     return numba.void(ring, weights, out, _PLACES[7]), generate
 
 
 def _weighed(builder: Any, inputs: Any, place: Callable[[Any], Any], weights: Any, count: Any) -> list[Any]:
-    """Three vectors that lie together, summed over places 0, 1, … times weights and cut to 0..255."""
+    """Three vectors that lie together, summed over places 0, 1, … times weights; as bytes, rounded."""
     totals = [cgutils.alloca_once_value(builder, ir.Constant(_FLOATS, [0.0] * LANES)) for _ in range(3)]
     multiply_add = _of_vectors(builder, "fmuladd", 3)
     with cgutils.for_range(builder, count) as loop:
@@ -122,7 +118,7 @@ def _weighed(builder: Any, inputs: Any, place: Callable[[Any], Any], weights: An
         for number, total in enumerate(totals):
             vector = _load(builder, inputs, builder.add(at, at.type(number * LANES)), _FLOATS)
             builder.store(builder.call(multiply_add, [vector, weight, builder.load(total)]), total)
-    return [_cut(builder, builder.load(total)) for total in totals]
+    return [_rounded(builder, builder.load(total)) for total in totals]
 
 
 def _turned(builder: Any, vectors: list[Any]) -> list[Any]:
@@ -141,11 +137,12 @@ def _broadcast(builder: Any, value: Any) -> Any:
     return builder.shuffle_vector(one, none, ir.Constant(ir.VectorType(ir.IntType(32), LANES), [0] * LANES))
 
 
-def _cut(builder: Any, vector: Any) -> Any:
-    """To 0..255."""
+def _rounded(builder: Any, vector: Any) -> Any:
+    """To bytes; what is below 0 or above 255 is cut off."""
     for name, bound in (("maxnum", 0.0), ("minnum", 255.0)):
         vector = builder.call(_of_vectors(builder, name, 2), [vector, ir.Constant(_FLOATS, [bound] * LANES)])
-    return vector
+    vector = builder.fadd(vector, ir.Constant(_FLOATS, [0.5] * LANES))
+    return builder.trunc(builder.fptosi(vector, ir.VectorType(ir.IntType(32), LANES)), _BYTES)
 
 
 def _of_vectors(builder: Any, name: str, num_arguments: int) -> Any:
@@ -188,18 +185,16 @@ def bicubic_weights(begin: float, end: float, num_out: int, num_in: int) -> tupl
         high = min(int(center + support + 0.5), num_in)
         first[n] = min(low, num_in - num)
         total = 0.0
-        for turn in range(2):
-            for place in range(low, high):
-                x = abs((place + 0.5 - center) / scale)
-                weight = 0.0
-                if x < 1:
-                    weight = (1.5 * x - 2.5) * x * x + 1
-                elif x < 2:
-                    weight = ((-0.5 * x + 2.5) * x - 4) * x + 2
-                if turn == 0:
-                    total += weight
-                else:
-                    weights[n, place - first[n]] = weight / total
+        for place in range(low, high):
+            x = abs(place + 0.5 - center) / scale
+            weight = 0.0
+            if x < 1:
+                weight = (1.5 * x - 2.5) * x * x + 1
+            elif x < 2:
+                weight = ((-0.5 * x + 2.5) * x - 4) * x + 2
+            weights[n, place - first[n]] = weight
+            total += weight
+        weights[n] /= np.float32(total)
     return first, weights
 
 
@@ -227,7 +222,7 @@ def resample(
         ring_rows *= 2
     mask = ring_rows - 1
     band = np.empty(row_bytes * LANES, np.float32)  # 16 rows, a column after the other
-    block = np.empty(3 * LANES * LANES, np.float32)  # 16 pixels of them, weighed
+    block = np.empty(3 * LANES * LANES, np.uint8)  # 16 pixels of them, weighed
     ring = np.empty(ring_rows * stride, np.float32)  # rows whose columns are weighed
     done = y = 0
     while done < height:
