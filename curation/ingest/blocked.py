@@ -6,8 +6,8 @@
     /banner/                a part of an address, wherever it stands
     0.0.0.0 a.test b.test   a line of a hosts file: names behind an IP address
 
-Rules and addresses are both held in their canonical spelling. A domain under which anybody registers names (co.uk,
-github.io) blocks other people's hosts too, so it must be meant: bare it is an error, ``*.github.io`` blocks all of them.
+Rules and addresses are both held in their canonical spelling. A name below which anybody registers others (co.uk,
+github.io) would block hosts of many owners, so that must be meant: bare it is an error, ``*.github.io`` names them all.
 In a line of a hosts file, which knows no domains, it is that host alone. What cannot be read is an error, too, so that
 no line of a list in another syntax is taken for something else, or for nothing.
 """
@@ -30,8 +30,9 @@ from training.config import ConfigError
 
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
-_NEVER = re.compile(r"[^!-~]|[*^|\\<>\"{}`]")  # no canonical path has these, but for *, which people mean as a wildcard
+_NEVER = re.compile(r"[^!-~]|[][*^|\\<>\"{}`]")  # no canonical path has these; but *, which is meant as a wildcard
 _COMMENT = re.compile(r"(?:^|\s)#.*|#(?![#@?$%]).*")  # a.test##.ad is a rule of another syntax, a.test # ad is not
+_HOSTS = "give hosts or domains, without scheme, port and path"
 _ALLOWED = (
     "allowed are HOST or DOMAIN, HOST/PATH, SCHEME://HOST/PATH, a part of an address that begins with /, or a line of "
     "a hosts file; rules for browsers (adblock) are not read, most lists are published as hosts or domains too"
@@ -66,9 +67,10 @@ class Blocked:
 
     def names_path(self, host: str, canonical: str) -> bool:
         """Whether a rule names an address of a host, by how it begins."""
-        if _begins(self._addresses, canonical):
+        address = _without_user(canonical)
+        if _begins(self._addresses, address):
             return True
-        path = canonical[canonical.find("/", canonical.find("://") + 3) :]
+        path = address[address.find("/", address.find("://") + 3) :]
         below = (domain for domain in domains_of(host) if domain in self._hosts_of_paths)
         return any(_begins(self._paths, domain + path) for domain in below)
 
@@ -125,6 +127,13 @@ def domains_of(host: str) -> list[str]:
     return [".".join(labels[place:]) for place in range(len(labels))]
 
 
+def _without_user(canonical: str) -> str:
+    """An address without the user and password that may stand in front of its host."""
+    scheme, mark, rest = canonical.partition("://")
+    authority, slash, path = rest.partition("/")
+    return f"{scheme}{mark}{authority.rpartition('@')[2]}{slash}{path}"
+
+
 def _shortest(prefixes: Iterable[str]) -> list[str]:
     """Prefixes without those that another one begins, in order: so only the one before a text can begin it."""
     kept: list[str] = []
@@ -156,7 +165,8 @@ def read_entries(key: str, texts: Sequence[str], *, is_host: bool) -> Blocked:
     found = set()
     for text in texts:
         try:
-            found.add(Entry("domain", _domain(text.strip())) if is_host else _entry(text.strip(), is_part=True))
+            entry = Entry("domain", _domain(text.strip(), _HOSTS)) if is_host else _entry(text.strip(), is_part=True)
+            found.add(entry)
         except ValueError as error:
             raise ConfigError(f"{key}: got {text!r}: {error}") from None
     return Blocked(tuple(sorted(found)))
@@ -220,7 +230,7 @@ def _entry(text: str, *, is_part: bool) -> Entry:
             raise ValueError("* is no wildcard here; an address covers all that begin with it")
         try:
             parse_address(text)
-            return Entry("address", canonical_url(text))
+            return Entry("address", _without_user(canonical_url(text)))
         except AddressError as error:
             raise ValueError(f"{error}; {_ALLOWED}") from None
     if host and slash and ("." in host or not is_part):
@@ -239,28 +249,28 @@ def _entry(text: str, *, is_part: bool) -> Entry:
     return Entry("part", text)
 
 
-def _domain(text: str) -> str:
+def _domain(text: str, allowed: str = _ALLOWED) -> str:
     """A host or domain; bare it must not be a public suffix."""
-    plain = _plain(text)
+    plain = _plain(text, allowed)
     if not text.startswith((".", "*.")) and is_public_suffix(plain):
         raise ValueError(
-            f"a public suffix: anybody registers names below it; *.{plain} blocks all of them, or name those you mean"
+            f"a public suffix, below which anybody registers names; *.{plain} names them all, or name those you mean"
         )
     return plain
 
 
-def _plain(text: str) -> str:
+def _plain(text: str, allowed: str = _ALLOWED) -> str:
     """A host of a rule in the spelling that hosts of addresses have."""
     name = text.lower().removeprefix("*.").strip(".")
     try:
         if not name.isascii():
             name = parse_address(f"http://{name}").host
-        if _NAME.fullmatch(name) or _is_ip(name):
-            return name
     except AddressError:
-        pass
-    way = f"a host has no port here, give an address with its scheme; {_ALLOWED}" if ":" in text else _ALLOWED
-    raise ValueError(f"no host; {way}")
+        raise ValueError(f"no host; {allowed}") from None
+    if not (_NAME.fullmatch(name) or _is_ip(name)):
+        port = " (with a port: only in an address with its scheme)" if re.fullmatch(r"[^/:]+:\d+", name) else ""
+        raise ValueError(f"no host{port}; {allowed}")
+    return name
 
 
 def _is_ip(text: str) -> bool:
