@@ -261,7 +261,7 @@ _TABLES = (
             ("url_key", pa.uint64(), "see url_keys"),
             _ID,
         ),
-        row_group_rows=16_384,  # a task reads one range of each part
+        row_group_rows=8192,  # a task reads one range of each part
     ),
     Table(
         name="url_repeats",

@@ -26,7 +26,7 @@ from training.config import EXECUTION, Config
 
 _BUCKET_BITS = 16  # of a key; ranges of keys are whole buckets
 _BYTES_OF_KEY = 96  # while the repeats of a range are found, at most
-_ROWS_IN_GROUP = 1 << 22  # of `url_order`, at most: 300 MB while they are sorted
+_ROWS_IN_GROUP = 1 << 21  # of `url_order`, at most: 200 MB while they are sorted
 _REASONS = ("broken_line", "scheme", "blocked_host", "blocked_url")
 
 

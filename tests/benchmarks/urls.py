@@ -9,9 +9,10 @@ or of another scheme. The block list has 100,000 hosts in the syntax of a hosts 
 Four fifths of the lines are a parquet file with captions, the others a text file.
 
 Then `lvd curate` does what it does up to the stage `screened`, in one process: registration into shards of 10,000,
-rules, duplicates, verdict. A fresh process for each size, which reports its CPU time beyond that of its start and the
-most memory that it ever held, libraries included (VmHWM). How many lines each reason drops is known, and checked. What
-1,000 lines take is taken off: reading block lists and importing libraries is paid once, and would flatter the growth.
+rules, duplicates in tasks of `screen.memory_mb` = 100, verdict. A fresh process for each size, which reports its CPU
+time beyond that of its start and the most memory that it ever held, libraries included (VmHWM). How many lines each
+reason drops is known, and checked. What 1,000 lines take is taken off: reading block lists and importing libraries is
+paid once, and would flatter the growth.
 
 Of several rounds the least counts: whatever else the machine did only adds. Prints rows, writes a JSON, and ends with a
 line for each goal: memory, and 1.15 over the growth of the cost of a line.
@@ -42,6 +43,7 @@ import pyarrow.parquet as pq
 MOST_GROWTH, MOST_BYTES, GOAL = 1.15, 2e9, 1.0
 PACKAGES = ("numpy", "pyarrow", "pyahocorasick", "tldextract", "pydantic")
 SHARD_ROWS, BATCH, TXT_OF, FEW = 10_000, 50_000, 5, 1_000
+MEMORY_MB = 100  # of screen.memory_mb, so that 5 million lines are eight ranges of keys
 LISTED_HOSTS, LISTED_PARTS, LISTED_ADDRESSES, HOST_EVERY = 100_000, 5_000, 5_000, 20
 # Shares of lines; what is left is new.
 KINDS = {"duplicate_url": 0.10, "blocked_host": 0.03, "blocked_url": 0.01, "broken_line": 0.007, "scheme": 0.003}
@@ -172,7 +174,7 @@ def run(folder: Path, lists: Path, block_list: Path) -> dict[str, Any]:
             "run": f"{folder}/run",
             "shard_rows": SHARD_ROWS,
             "sources": {"web": web, "txt": {"kind": "list", "location": str(lists / "list.txt")}},
-            "screen": {"block_list_files": [str(block_list)]},
+            "screen": {"block_list_files": [str(block_list)], "memory_mb": MEMORY_MB},
             "embed": {"name": "hog-thumb"},
             "execution": {"executor": "inline", "min_free_gb": 0.1},
         }
@@ -268,6 +270,7 @@ def report(found: dict[int, list[dict[str, Any]]], options: argparse.Namespace) 
             "lines_once": FEW,
             "shares": KINDS,
             "shard_rows": SHARD_ROWS,
+            "memory_mb": MEMORY_MB,
             "listed_hosts": LISTED_HOSTS,
             "listed_parts": LISTED_PARTS,
             "listed_addresses": LISTED_ADDRESSES,
