@@ -57,7 +57,7 @@ def test_rules_of_block_lists_that_are_none(capsys, tmp_path, fresh):
     listed = tmp_path / "rules.txt"
     listed.write_text("bad.test\n||ads.example^\n")
     line = refused(capsys, "smoke", *fresh, f"screen.block_list_files=[{listed}]")
-    assert f"screen.block_list_files: {listed} line 2: got '||ads.example^': no host; allowed are HOST or DOMAIN" in line
+    assert f"screen.block_list_files: {listed} line 2: got '||ads.example^': no host; allowed are HOST" in line
     assert not (tmp_path / "pool").exists()
 
 
