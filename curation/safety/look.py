@@ -229,7 +229,7 @@ class LookStage(ShardStage):
 
     name = "look"
     section = "look"
-    version = 3
+    version = 4
     kind = "facts"
     after = "fetched"
     reads: ClassVar[tuple[str, ...]] = ("fetched", "images")

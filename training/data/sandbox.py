@@ -40,7 +40,8 @@ NUM_SLOTS = 3  # the picture in hand, the one before it, and one to spare
 SHARED_BYTES = INPUT_BYTES + NUM_SLOTS * SLOT_BYTES
 OWN_MEMORY, NO_PICTURE = -1, -2  # in place of a slot
 REQUEST = struct.Struct("<qqqdi")  # bytes of the file, max_pixels, shortest_px or 0, max_seconds, slot
-ANSWER = struct.Struct("<iqqqqq8sI")  # slot, H, W, frames, stored width and height, format, bytes of text that follow
+# Slot, H, W, frames, stored width and height, box, format, bytes of text that follow.
+ANSWER = struct.Struct("<iqqqqqdddd8sI")
 _ROOT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _START_S = 120.0
@@ -135,14 +136,16 @@ class _Child:
         descriptor = os.memfd_create("pictures")
         os.ftruncate(descriptor, SHARED_BYTES)
         path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)}
+        command = [sys.executable, "-P", "-m", "training.data.sandbox_child", str(memory_bytes), str(descriptor)]
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "training.data.sandbox_child", str(memory_bytes), str(descriptor)],
+                command,
                 stdin=its_link.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[descriptor],
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)},
+                env=environment,
             )
             self._memory = mmap.mmap(descriptor, SHARED_BYTES)
         finally:
@@ -159,7 +162,7 @@ class _Child:
         _set_timeout(link, wall_limit_s)
         if not greeting:
             self.end()
-            raise RuntimeError(f"the decoder does not start: {sys.executable} -m training.data.sandbox_child")
+            raise RuntimeError(f"the decoder does not start: {' '.join(command)}: {_why_not(command, environment)}")
 
     def decode(self, data: bytes, limits: tuple[int, int, float]) -> Picture:
         """Ask for a picture; ``limits`` are max_pixels, shortest_px and max_seconds."""
@@ -191,7 +194,7 @@ class _Child:
             received += part
             if wanted == ANSWER.size <= len(received):
                 wanted += ANSWER.unpack_from(received)[-1]
-        slot, height, width, num_frames, width_px, height_px, name, _ = ANSWER.unpack_from(received)
+        slot, height, width, num_frames, width_px, height_px, *box, name, _ = ANSWER.unpack_from(received)
         if slot == NO_PICTURE:
             reason, _, detail = received[ANSWER.size :].decode(errors="replace").partition(" ")
             raise DecodeError(reason, detail)
@@ -201,6 +204,7 @@ class _Child:
             num_frames=num_frames,
             width_px=width_px,
             height_px=height_px,
+            box=(box[0], box[1], box[2], box[3]),
         )
 
     def _pixels(self, slot: int, descriptors: array.array[int], size: int) -> np.ndarray:
@@ -227,6 +231,17 @@ class _Child:
             return _DeadError(f"took longer than {max_seconds:g} s of CPU time", timed_out=True)
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return _DeadError(f"the decoder ended by {how}", timed_out=False)
+
+
+def _why_not(command: list[str], environment: dict[str, str]) -> str:
+    """The last line of what a child that does not start writes: it is run once more, without a link to serve."""
+    try:
+        ended = subprocess.run(
+            command, check=False, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=_START_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
 
 
 def _set_timeout(link: socket.socket, seconds: float) -> None:

@@ -43,12 +43,12 @@ class Preparation(NamedTuple):
         """
         from PIL import Image
 
-        picture = Image.fromarray(decode(data, shortest_px=self.resize_px).rgb)
-        shortest = min(picture.size)
-        width, height = (side * self.resize_px // shortest for side in picture.size)  # rounded as torchvision does
+        picture = decode(data, shortest_px=self.resize_px)
+        sides = picture.width_px, picture.height_px
+        width, height = (side * self.resize_px // min(sides) for side in sides)  # rounded as torchvision does
         left, top = round((width - self.image_px) / 2), round((height - self.image_px) / 2)
-        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
-        return np.array(picture.crop((left, top, left + self.image_px, top + self.image_px)))
+        small = Image.fromarray(picture.rgb).resize((width, height), Image.Resampling.BICUBIC, box=picture.box)
+        return np.array(small.crop((left, top, left + self.image_px, top + self.image_px)))
 
 
 class Pictures(NamedTuple):
