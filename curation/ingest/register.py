@@ -17,6 +17,7 @@ from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Role, first_shard, 
 from training.config import ConfigError
 
 SECTION_OF_ROLE = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 Write = Callable[[int, pa.Table], None]
 
 
@@ -83,7 +84,7 @@ def _scan(
         for place, line in enumerate(lines):
             if num_rows + place == known.num_rows:
                 _check_same(name, digest.hexdigest(), known)
-            digest.update(json.dumps(line.row, separators=(",", ":")).encode() + b"\n")
+            digest.update(_ENCODE(line.row).encode() + b"\n")
         shard = first_shard(known.source_id) + num_shards
         num_shards += 1
         if num_rows + len(lines) > known.num_rows:

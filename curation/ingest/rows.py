@@ -87,7 +87,7 @@ def open_parquet(path: str) -> Iterator[Any]:
 
     with open_file(path) as file:
         try:
-            parquet = pq.ParquetFile(file)
+            parquet = pq.ParquetFile(file, pre_buffer=False)  # else it holds all that is asked for of a whole file
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"location: {path!r} is no parquet file: {str(error).splitlines()[0]}") from None
         yield parquet
