@@ -1,4 +1,4 @@
-"""Lists of addresses: text, csv, tsv, JSON lines and parquet, read line by line."""
+"""Lists of addresses: text, csv, tsv, JSON, JSON lines and parquet, read line by line."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path
+from contextlib import contextmanager
+from pathlib import PurePosixPath
 from typing import IO, Any
 
-from curation.ingest.address import address_error
-from curation.ingest.rows import NOT_UTF8, SourceRow, is_utf8, open_parquet
+from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, broken_row, open_parquet
 from training.config import ConfigError
+from training.data.files import open_file
 
-LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
+LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+COMPRESSIONS = (".gz", ".zst")
+Lines = Iterator[tuple[int, SourceRow]]  # number in the file, from 1
+
 _BATCH_ROWS = 4096
+_BLOCK_BYTES = 4 << 20  # read at once from a bucket
+_PIECE = 1 << 16  # letters of a JSON array that are looked at together
+_MAX_ELEMENT = 16 << 20  # letters of one element of a JSON array
+_SPACE = re.compile(r"[ \t\r\n]*")
 
 
-def read_list(path: Path, columns: Mapping[str, str]) -> Iterator[SourceRow]:
+def read_list(path: str, columns: Mapping[str, str]) -> Lines:
     """Rows of one file; ``columns`` maps url, page_url, alt_text and label to the names that they have in it."""
     match list_suffix(path):
         case ".txt":
@@ -28,17 +37,19 @@ def read_list(path: Path, columns: Mapping[str, str]) -> Iterator[SourceRow]:
             yield from _read_csv(path, columns, ",")
         case ".tsv":
             yield from _read_csv(path, columns, "\t")
+        case ".json":
+            yield from _read_json(path, columns)
         case ".parquet":
             yield from _read_parquet(path, columns)
         case _:
             yield from _read_jsonl(path, columns)
 
 
-def list_header(path: Path) -> list[str] | None:
-    """Names of the columns of a list; None for JSON lines, where every line has its own.
+def list_header(path: str) -> list[str] | None:
+    """Names of the columns of a list; None for JSON, where every element has its own.
 
     Raises:
-        ConfigError: the file is damaged.
+        ConfigError: the file is damaged, or JSON of another shape.
     """
     suffix = list_suffix(path)
     if suffix == ".txt":
@@ -46,96 +57,156 @@ def list_header(path: Path) -> list[str] | None:
     if suffix == ".parquet":
         with open_parquet(path) as file:
             return list(file.schema_arrow.names)
-    if suffix not in (".csv", ".tsv"):
+    if suffix not in (".csv", ".tsv", ".json"):
         return None
-    with _open(path) as stream:
-        try:
+    try:
+        with _open(path) as stream:
+            if suffix == ".json":
+                _array_start(path, _text(stream))
+                return None
             return next(csv.reader(_text(stream), delimiter="," if suffix == ".csv" else "\t"), [])
-        except (csv.Error, OSError, EOFError, zlib.error) as error:
-            raise ConfigError(f"location: {str(path)!r} is no {suffix[1:]} file: {error}") from None
+    except (csv.Error, OSError, EOFError, zlib.error) as error:
+        raise ConfigError(f"location: {path!r} is no {suffix[1:]} file: {error}") from None
 
 
-def list_suffix(path: Path) -> str:
+def list_suffix(path: str) -> str:
     """Suffix that says what a list is, without that of its compression."""
-    return Path(path.name.lower().removesuffix(".gz")).suffix
+    name = PurePosixPath(path).name.lower()
+    for compression in COMPRESSIONS:
+        name = name.removesuffix(compression)
+    return PurePosixPath(name).suffix
 
 
-def _read_txt(path: Path) -> Iterator[SourceRow]:
+def _read_txt(path: str) -> Lines:
     with _open(path) as file:
-        for place, line in enumerate(file):
+        for place, line in enumerate(file, 1):
             try:
-                url = line.decode("utf-8-sig" if place == 0 else "utf-8")
+                url = line.decode("utf-8-sig" if place == 1 else "utf-8")
             except UnicodeDecodeError:
-                yield SourceRow(line.decode("utf-8", "replace").strip(), None, None, None, None, NOT_UTF8)
+                broken = SourceRow(line.decode("utf-8", "replace").strip(), None, None, None, None, NOT_UTF8)
+                yield place, broken
                 continue
-            yield _address_row({"url": url.strip()}, {"url": "url"})
+            yield place, address_row({"url": url.strip()}, {"url": "url"})
 
 
-def _read_csv(path: Path, columns: Mapping[str, str], delimiter: str) -> Iterator[SourceRow]:
+def _read_csv(path: str, columns: Mapping[str, str], delimiter: str) -> Lines:
     with _open(path) as file:
         reader = csv.reader(_text(file), delimiter=delimiter)
-        header = next(reader)
+        header = next(reader, [])
         while True:
+            place = reader.line_num + 1  # a row in quotes may be several lines
             try:
                 cells = next(reader)
             except StopIteration:
                 return
             except csv.Error as error:
-                yield SourceRow(None, None, None, None, None, f"not csv: {error}")
+                yield place, broken_row(f"not csv: {error}")
                 continue
-            yield _address_row(dict(zip(header, cells, strict=False)), columns)
+            yield place, address_row(dict(zip(header, cells, strict=False)), columns)
 
 
-def _read_jsonl(path: Path, columns: Mapping[str, str]) -> Iterator[SourceRow]:
+def _read_jsonl(path: str, columns: Mapping[str, str]) -> Lines:
     with _open(path) as file:
-        for place, line in enumerate(file):
+        for place, line in enumerate(file, 1):
             if not line.strip():
-                yield SourceRow(None, None, None, None, None, "empty line")
+                yield place, broken_row("empty line")
                 continue
             try:
-                values = json.loads(line.decode("utf-8-sig" if place == 0 else "utf-8"))
+                values = json.loads(line.decode("utf-8-sig" if place == 1 else "utf-8"))
             except UnicodeDecodeError:
-                yield SourceRow(None, None, None, None, None, NOT_UTF8)
+                yield place, broken_row(NOT_UTF8)
                 continue
             except (ValueError, RecursionError):
-                yield SourceRow(None, None, None, None, None, "not json")
+                yield place, broken_row("not json")
                 continue
-            yield _address_row(values if isinstance(values, dict) else {}, columns)
+            yield place, address_row(values if isinstance(values, dict) else {}, columns)
 
 
-def _read_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[SourceRow]:
+def _read_parquet(path: str, columns: Mapping[str, str]) -> Lines:
+    place = 0
     with open_parquet(path) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(set(columns.values()))):
             for values in batch.to_pylist():
-                yield _address_row(values, columns)
+                place += 1
+                yield place, address_row(values, columns)
 
 
-def _address_row(values: Mapping[str, Any], columns: Mapping[str, str]) -> SourceRow:
-    """One line of a list; ``columns`` maps url, page_url, alt_text and label to names in ``values``."""
-    broken = False
-    texts: dict[str, str | None] = {}
-    for name, column in columns.items():
-        value = values.get(column)
-        text = None if value is None else str(value)
-        if text is not None and not is_utf8(text):
-            broken = broken or name == "url"
-            text = text.encode("utf-8", "surrogateescape" if _is_escaped(text) else "replace").decode(
-                "utf-8", "replace"
-            )
-        texts[name] = text or None
-    url = texts.get("url")
-    url = url.strip() if url else url
-    error = NOT_UTF8 if broken else address_error(url or "")
-    return SourceRow(url, None, texts.get("page_url"), texts.get("alt_text"), texts.get("label"), error)
+# A JSON array, element by element
 
 
-def _open(path: Path) -> IO[bytes]:
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+def _read_json(path: str, columns: Mapping[str, str]) -> Lines:
+    """Elements are objects, or addresses as strings; anything else is a row without an address."""
+    with _open(path) as file:
+        for place, values in enumerate(_elements(path, _text(file)), 1):
+            if isinstance(values, str):
+                yield place, address_row({"url": values}, {"url": "url"})
+            else:
+                yield place, address_row(values if isinstance(values, dict) else {}, columns)
+
+
+def _array_start(path: str, stream: IO[str]) -> str:
+    """The text behind the bracket that opens an array."""
+    text = ""
+    while not text and (piece := stream.read(_PIECE)):
+        text = piece.lstrip(" \t\r\n")
+    if text[:1] != "[":
+        what = "an object" if text[:1] == "{" else "no array"
+        raise ConfigError(
+            f"location: {path!r} is {what}; a .json list is an array of objects or of addresses, "
+            "and objects line by line are .jsonl"
+        )
+    return text[1:]
+
+
+def _elements(path: str, stream: IO[str]) -> Iterator[Any]:
+    """The text in memory is that of an element and a piece. What stands behind an element says that it is whole."""
+    decoder = json.JSONDecoder()
+    text, place, wanted = _array_start(path, stream), 0, _PIECE
+    first = True
+    while True:
+        place = _SPACE.match(text, place).end()  # type: ignore[union-attr]  # it matches nothing, too
+        if first and text[place : place + 1] == "]":
+            return
+        try:
+            value, end = decoder.raw_decode(text, place)
+            end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+        except (ValueError, RecursionError) as error:
+            value, end, why = None, len(text), str(error)
+        else:
+            why = "neither , nor ] behind an element"
+        if end == len(text):
+            piece = stream.read(wanted) if len(text) - place < _MAX_ELEMENT else ""
+            if not piece:
+                raise ConfigError(f"location {path!r} cannot be read to its end: damaged or cut off, {why}")
+            text, place, wanted = text[place:] + piece, 0, 2 * wanted
+            continue
+        if text[end] not in ",]":
+            raise ConfigError(f"location {path!r} cannot be read to its end: {why}")
+        yield value
+        if text[end] == "]":
+            return
+        place, first, wanted = end + 1, False, _PIECE
+
+
+# Opening
+
+
+@contextmanager
+def _open(path: str) -> Iterator[IO[bytes]]:
+    """A file, unpacked on the way."""
+    with open_file(path, _BLOCK_BYTES) as file:
+        name = path.lower()
+        if name.endswith(".gz"):
+            with gzip.open(file, "rb") as unpacked:
+                yield unpacked  # type: ignore[misc]
+        elif name.endswith(".zst"):
+            import pyarrow as pa
+
+            with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as unpacked:
+                yield io.BufferedReader(unpacked)
+        else:
+            yield file
 
 
 def _text(file: IO[bytes]) -> io.TextIOWrapper:
     return io.TextIOWrapper(file, encoding="utf-8-sig", errors="surrogateescape", newline="")
-
-
-def _is_escaped(text: str) -> bool:
-    return all("\udc80" <= char <= "\udcff" for char in text if "\ud800" <= char <= "\udfff")

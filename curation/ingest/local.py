@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from curation.ingest.sources import glob_base, several_files
+from curation.ingest.sources import folder_of, several_files
+from training.data.files import open_file, raise_failure, read_file
 
 
 def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[bytes | None]:
@@ -15,10 +15,14 @@ def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[byte
 
     Places are those of ``SourceRow.location``. An archive is passed through twice, however many of its members are
     asked for, so they are best asked for in stored order.
+
+    Raises:
+        OSError: a bucket does not answer.
     """
+    folder = folder_of(location)
     if kind == "folder":
         for place in places:
-            yield _read_file(Path(location) / place)
+            yield _read_file(folder + place)
         return
     several = several_files(location)
     begin = 0
@@ -27,24 +31,42 @@ def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[byte
         end = begin + 1
         while end < len(places) and (not several or places[end].partition("::")[0] == name):
             end += 1
-        path = glob_base(location) / name if several else Path(location)
         inside = [place.partition("::")[2] if several else place for place in places[begin:end]]
-        yield from (_read_tar if kind == "tar" else _read_parquet)(path, inside)
+        yield from _read_archive(kind, folder + name if several else location, inside)
         begin = end
 
 
-def _read_file(path: Path) -> bytes | None:
+def _read_file(path: str) -> bytes | None:
     try:
-        return path.read_bytes()
+        return read_file(path)
+    except FileNotFoundError:
+        return None
     except OSError:
+        if path.startswith("s3://"):  # a disk has what it has; a bucket that does not answer is asked again
+            raise
         return None
 
 
-def _read_tar(path: Path, names: Sequence[str]) -> Iterator[bytes | None]:
+def _read_archive(kind: str, path: str, places: Sequence[str]) -> Iterator[bytes | None]:
+    try:
+        opened = open_file(path)
+    except OSError as error:
+        if path.startswith("s3://") and not isinstance(error, FileNotFoundError):
+            raise
+        yield from (None for _ in places)
+        return
+    with opened as file:
+        for data in (_read_tar if kind == "tar" else _read_parquet)(file, places):
+            if data is None:
+                raise_failure(file)
+            yield data
+
+
+def _read_tar(file: BinaryIO, names: Sequence[str]) -> Iterator[bytes | None]:
     wanted = set(names)
     there: dict[str, tarfile.TarInfo] = {}
     try:
-        tar = tarfile.open(path, "r:*")  # noqa: SIM115 - closed below
+        tar = tarfile.open(fileobj=file, mode="r:*")  # noqa: SIM115 - closed below
     except (tarfile.TarError, EOFError, OSError):
         yield from (None for _ in names)
         return
@@ -70,30 +92,29 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     return data if data is not None and len(data) == info.size else None
 
 
-def _read_parquet(path: Path, places: Sequence[str]) -> Iterator[bytes | None]:
+def _read_parquet(file: BinaryIO, places: Sequence[str]) -> Iterator[bytes | None]:
     """Places are COLUMN/ROW. One row group's column is held at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
-        file = pq.ParquetFile(path)
+        parquet = pq.ParquetFile(file)
     except (pa.ArrowInvalid, OSError):
         yield from (None for _ in places)
         return
-    with file:
-        counts = [file.metadata.row_group(group).num_rows for group in range(file.metadata.num_row_groups)]
-        held: tuple[str, int] | None = None
-        values: Any = None
-        for place in places:
-            column, _, number = place.rpartition("/")
-            row, group = int(number), 0
-            while group < len(counts) and row >= counts[group]:
-                row -= counts[group]
-                group += 1
-            if group == len(counts) or column not in file.schema_arrow.names:
-                yield None
-                continue
-            if held != (column, group):
-                values, held = file.read_row_group(group, columns=[column])[column], (column, group)
-            value = values[row].as_py()
-            yield value.get("bytes") if isinstance(value, dict) else value
+    counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
+    held: tuple[str, int] | None = None
+    values: Any = None
+    for place in places:
+        column, _, number = place.rpartition("/")
+        row, group = int(number), 0
+        while group < len(counts) and row >= counts[group]:
+            row -= counts[group]
+            group += 1
+        if group == len(counts) or column not in parquet.schema_arrow.names:
+            yield None
+            continue
+        if held != (column, group):
+            values, held = parquet.read_row_group(group, columns=[column])[column], (column, group)
+        value = values[row].as_py()
+        yield value.get("bytes") if isinstance(value, dict) else value

@@ -11,8 +11,8 @@ from typing import Any
 import pyarrow as pa
 
 from curation.ingest.address import AddressError, parse_address
-from curation.ingest.rows import SourceRow
-from curation.ingest.sources import SourceConfig, check_source, read_rows
+from curation.ingest.rows import SourceLine, SourceRow
+from curation.ingest.sources import SourceConfig, check_source, read_lines
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Role, first_shard, image_ids
 from training.config import ConfigError
 
@@ -77,13 +77,13 @@ def _scan(
     """Read a source once: check what is known of it, write what is new, and return its row of ``sources``."""
     digest = hashlib.sha256()
     num_rows = num_shards = 0
-    for lines in _shards(read_rows(config), shard_rows):
+    for lines in _shards(read_lines(config), shard_rows):
         if num_shards == SHARDS_PER_SOURCE_LIMIT:
             raise ConfigError(f"more than {SHARDS_PER_SOURCE_LIMIT:,} shards; raise shard_rows in a new pool")
         for place, line in enumerate(lines):
             if num_rows + place == known.num_rows:
                 _check_same(name, digest.hexdigest(), known)
-            digest.update(json.dumps(line, separators=(",", ":")).encode() + b"\n")
+            digest.update(json.dumps(line.row, separators=(",", ":")).encode() + b"\n")
         shard = first_shard(known.source_id) + num_shards
         num_shards += 1
         if num_rows + len(lines) > known.num_rows:
@@ -115,10 +115,10 @@ def _changed(name: str, how: str) -> ConfigError:
     return ConfigError(f"source {name!r} changed instead of being extended: {how}; use a new name or a new pool")
 
 
-def _shards(rows: Iterator[SourceRow], shard_rows: int) -> Iterator[list[SourceRow]]:
-    lines: list[SourceRow] = []
-    for row in rows:
-        lines.append(row)
+def _shards(source: Iterator[SourceLine], shard_rows: int) -> Iterator[list[SourceLine]]:
+    lines: list[SourceLine] = []
+    for line in source:
+        lines.append(line)
         if len(lines) == shard_rows:
             yield lines
             lines = []
@@ -126,29 +126,31 @@ def _shards(rows: Iterator[SourceRow], shard_rows: int) -> Iterator[list[SourceR
         yield lines
 
 
-def _urls(name: str, lines: Sequence[SourceRow], *, shard: int, first_line: int) -> pa.Table:
+def _urls(name: str, lines: Sequence[SourceLine], *, shard: int, first_line: int) -> pa.Table:
     """One shard of the table ``urls``."""
     num_rows = len(lines)
     columns = {
         "image_id": image_ids(shard, num_rows),
         "source": [name] * num_rows,
         "line": range(first_line, first_line + num_rows),
-        "url": [line.url for line in lines],
-        "host": [_host(line) for line in lines],
-        "location": [line.location for line in lines],
-        "page_url": [line.page_url for line in lines],
-        "alt_text": [line.alt_text for line in lines],
-        "label": [line.label for line in lines],
-        "error": [line.error for line in lines],
+        "file": [line.file for line in lines],
+        "file_line": [line.file_line for line in lines],
+        "url": [line.row.url for line in lines],
+        "host": [_host(line.row) for line in lines],
+        "location": [line.row.location for line in lines],
+        "page_url": [line.row.page_url for line in lines],
+        "alt_text": [line.row.alt_text for line in lines],
+        "label": [line.row.label for line in lines],
+        "error": [line.row.error for line in lines],
     }
     schema = TABLES["urls"].schema
     return pa.Table.from_arrays([pa.array(columns[field.name], field.type) for field in schema], schema=schema)
 
 
-def _host(line: SourceRow) -> str | None:
-    if line.url is None or line.error is not None:
+def _host(row: SourceRow) -> str | None:
+    if row.url is None or row.error is not None:
         return None
     try:
-        return parse_address(line.url).host or None
+        return parse_address(row.url).host or None
     except AddressError:  # a local picture whose address is only a note
         return None

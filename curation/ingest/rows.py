@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+from curation.ingest.address import address_error
 from training.config import ConfigError
+from training.data.files import open_file
 
 NOT_UTF8 = "not utf-8"
 
 
 class SourceRow(NamedTuple):
-    """One line of a source.
+    """One line of a source. Its digest, by which a source is known again, is over these fields.
 
     ``location`` is inside the source: a path of the folder, a member of the tar, COLUMN/ROW of the parquet file; with
     the file's name and ``::`` before it where the source is several files.
@@ -26,6 +29,36 @@ class SourceRow(NamedTuple):
     num_bytes: int | None = None  # of a local picture; part of the source's digest, not of the table
 
 
+class SourceLine(NamedTuple):
+    """A row, and where it stands; a source may be moved and cut into other files, so that is in no digest."""
+
+    file: str  # below the folder that the location names
+    file_line: int | None  # from 1: line, row, member or record of that file; None where the file is the picture
+    row: SourceRow
+
+
+def broken_row(error: str, page_url: str | None = None) -> SourceRow:
+    """A row that only says what could not be read."""
+    return SourceRow(None, None, page_url, None, None, error)
+
+
+def address_row(values: Mapping[str, Any], columns: Mapping[str, str]) -> SourceRow:
+    """A row of an address; ``columns`` maps url, page_url, alt_text and label to names in ``values``."""
+    broken = False
+    texts: dict[str, str | None] = {}
+    for name, column in columns.items():
+        value = values.get(column)
+        text = None if value is None else str(value)
+        if text is not None and not is_utf8(text):
+            broken = broken or name == "url"
+            text = utf8(text)
+        texts[name] = text or None
+    url = texts.get("url")
+    url = url.strip() if url else url
+    error = NOT_UTF8 if broken else address_error(url or "")
+    return SourceRow(url, None, texts.get("page_url"), texts.get("alt_text"), texts.get("label"), error)
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text can be stored: it holds no stray surrogates."""
     try:
@@ -35,8 +68,16 @@ def is_utf8(text: str) -> bool:
     return True
 
 
-def open_parquet(path: Path) -> Any:
-    """A parquet file of a source.
+def utf8(text: str) -> str:
+    """A text that can be stored: bytes that were kept as surrogates, and stray surrogates, are replaced."""
+    stray = [char for char in text if "\ud800" <= char <= "\udfff"]
+    escaped = all("\udc80" <= char <= "\udcff" for char in stray)
+    return text.encode("utf-8", "surrogateescape" if escaped else "replace").decode("utf-8", "replace")
+
+
+@contextmanager
+def open_parquet(path: str) -> Iterator[Any]:
+    """A parquet file of a source, ``pyarrow.parquet.ParquetFile``.
 
     Raises:
         ConfigError: it is none.
@@ -44,7 +85,9 @@ def open_parquet(path: Path) -> Any:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        return pq.ParquetFile(path)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ConfigError(f"location: {str(path)!r} is no parquet file: {str(error).splitlines()[0]}") from None
+    with open_file(path) as file:
+        try:
+            parquet = pq.ParquetFile(file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ConfigError(f"location: {path!r} is no parquet file: {str(error).splitlines()[0]}") from None
+        yield parquet

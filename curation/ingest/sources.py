@@ -1,4 +1,4 @@
-"""Sources: lists of addresses, folders, tars and parquet files of pictures, read row by row in a fixed order.
+"""Sources: lists of addresses, web archives, folders, tars and parquet files of pictures, read in a fixed order.
 
 A line that cannot be used is a row that says why. What is read streams: a list of a billion lines needs no more memory
 than one of a thousand.
@@ -6,28 +6,47 @@ than one of a thousand.
 
 from __future__ import annotations
 
-import glob
 import zlib
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from curation.ingest.lists import LIST_SUFFIXES, list_header, list_suffix, read_list
-from curation.ingest.pictures import parquet_header, read_folder, read_parquet, read_tar
-from curation.ingest.rows import SourceRow
+from curation.ingest.archives import ARCHIVE_SUFFIXES, read_archive
+from curation.ingest.lists import COMPRESSIONS, LIST_SUFFIXES, Lines, list_header, list_suffix, read_list
+from curation.ingest.pictures import PICTURE_SUFFIXES, find_image_column, read_folder, read_parquet, read_tar
+from curation.ingest.rows import SourceLine, utf8
 from training.config import Config, ConfigError
+from training.data.files import File, list_files, size_of, split_pattern
 
-SourceKind = Literal["list", "folder", "tar", "parquet"]
+SourceKind = Literal["list", "archive", "folder", "tar", "parquet"]
 
-
-_LOCATION = "a file, a folder, or a glob of files, taken in sorted order"
-_KIND = f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as .gz; parquet: pictures in a column"
+_LOCATION = (
+    "a file, a glob of files, or a folder and all below it but what is hidden; a path or s3://bucket/key. "
+    "Files are taken in sorted order"
+)
+_KIND = (
+    f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as {' and '.join(COMPRESSIONS)}; archive: pages of "
+    "Common Crawl and the like in .warc, .arc and .wat, also as .gz; folder: pictures; tar: pictures, with what lies "
+    "beside them as webdataset has it; parquet: pictures in a column, as Hugging Face has it"
+)
+# What is taken of a folder. A file that is named, or fits a glob, may be called otherwise if it is a tar or parquet.
+_SUFFIXES: dict[str, tuple[str, ...]] = {
+    "list": (*LIST_SUFFIXES, *(a + b for a in LIST_SUFFIXES if a != ".parquet" for b in COMPRESSIONS)),
+    "archive": ARCHIVE_SUFFIXES,
+    "folder": PICTURE_SUFFIXES,
+    "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"),
+    "parquet": (".parquet",),
+}
+_TEXTS = ("url", "page_url", "alt_text", "label")
 
 
 class PlaceConfig(Config):
-    """Where pictures lie. Columns that are named here must be there; the usual ones are taken where they are."""
+    """Where pictures lie. Columns that are named here must be there; the usual ones are taken where they are.
+
+    In a tar they are keys of the JSON beside a picture. Archives have none.
+    """
 
     location: str | None = Field(default=None, min_length=1, description=_LOCATION)
     kind: SourceKind | None = Field(default=None, description=_KIND)
@@ -35,7 +54,10 @@ class PlaceConfig(Config):
     page_url_column: str | None = "page_url"
     alt_text_column: str | None = "alt_text"
     label_column: str | None = "label"
-    image_column: str = Field(default="image", description="kind parquet: binary, or a struct that holds `bytes`")
+    image_column: str | None = Field(
+        default=None,
+        description="kind parquet: binary, or a struct that holds `bytes`; null: `image`, or the only such struct",
+    )
 
 
 class SourceConfig(PlaceConfig):
@@ -104,32 +126,37 @@ class QueryConfig(PlaceConfig):
         return SourceConfig(**{name: getattr(self, name) for name in PlaceConfig.model_fields})
 
 
-def read_rows(config: SourceConfig) -> Iterator[SourceRow]:
-    """Rows of a source, in an order that depends on its content only.
+def read_lines(config: SourceConfig) -> Iterator[SourceLine]:
+    """Rows of a source and where they stand, in an order that depends on its content only.
 
     Raises:
         ConfigError: nothing is there, or a file is damaged as a whole or cut off.
     """
-    several = several_files(config.location)
-    for path in source_files(config):
-        match config.kind:
-            case "list":
-                rows = read_list(path, _columns(config, path))
-            case "folder":
-                rows = read_folder(path)
-            case "tar":
-                rows = read_tar(path)
-            case "parquet":
-                rows = read_parquet(path, config.image_column, _columns(config, path))
-        rows = _to_the_end(path, rows)
-        if several and config.kind != "list":
-            prefix = path.relative_to(glob_base(config.location)).as_posix()
-            yield from (row._replace(location=f"{prefix}::{row.location}") for row in rows)
-        else:
-            yield from rows
+    files = source_files(config)
+    if config.kind == "folder":
+        yield from read_folder(files)
+        return
+    in_files = config.kind in ("tar", "parquet") and several_files(config.location)
+    for file in files:
+        for line, row in _to_the_end(file.path, _read_file(config, file.path)):
+            inside = row._replace(location=f"{file.name}::{row.location}") if in_files else row
+            yield SourceLine(utf8(file.name), line, inside)
 
 
-def _to_the_end(path: Path, rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
+def _read_file(config: SourceConfig, path: str) -> Lines:
+    match config.kind:
+        case "list":
+            yield from read_list(path, _columns(config, path, list_header(path)))
+        case "archive":
+            yield from read_archive(path)
+        case "tar":
+            yield from read_tar(path, _columns(config, path, None))
+        case _:
+            image_column, there = find_image_column(path, config.image_column)
+            yield from read_parquet(path, image_column, _columns(config, path, there))
+
+
+def _to_the_end(path: str, rows: Lines) -> Lines:
     """Rows of one file. What goes wrong with those who take them does not pass through here."""
     import pyarrow as pa
 
@@ -137,7 +164,7 @@ def _to_the_end(path: Path, rows: Iterator[SourceRow]) -> Iterator[SourceRow]:
         yield from rows
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, pa.ArrowInvalid) as error:
         why = (str(error) or type(error).__name__).splitlines()[0]
-        raise ConfigError(f"location {str(path)!r} cannot be read to its end: {why}") from None
+        raise ConfigError(f"location {path!r} cannot be read to its end: {why}") from None
 
 
 def check_source(key: str, config: SourceConfig) -> None:
@@ -147,75 +174,80 @@ def check_source(key: str, config: SourceConfig) -> None:
         ConfigError: names ``key`` (``sources.NAME``) and the path.
     """
     try:
-        paths = source_files(config)
-        if config.kind in ("list", "parquet"):
-            _columns(config, paths[0])
+        path = source_files(config)[0].path
+        if config.kind == "list":
+            _columns(config, path, list_header(path))
+        elif config.kind == "parquet":
+            _columns(config, path, find_image_column(path, config.image_column)[1])
     except ConfigError as error:
         raise ConfigError(f"{key}.{error}") from None
 
 
-def source_files(config: SourceConfig) -> list[Path]:
-    """Files of a source in sorted order; the folder itself for kind folder.
+def source_files(config: SourceConfig) -> list[File]:
+    """Files of a source in sorted order.
 
     Raises:
-        ConfigError: nothing is there, or it is of another kind.
+        ConfigError: nothing is there, it is of another kind, or a bucket does not answer.
     """
     location, kind = config.location, config.kind
-    if "://" in location:
-        raise ConfigError(
-            f"location: {location!r}: sources are read from local paths; copy or mount it, and give its path"
-        )
-    path = Path(location)
+    scheme, is_address, _ = location.partition("://")
+    if is_address and scheme != "s3":
+        raise ConfigError(f"location: {location!r}: scheme {scheme!r} is not known; give a path or s3://bucket/key")
+    try:
+        files = list_files(location, _SUFFIXES[kind])
+    except OSError as error:
+        raise ConfigError(f"location: {location!r} cannot be listed: {error}") from None
+    except ConfigError:
+        raise ConfigError(_nothing_there(location, kind)) from None
     if kind == "folder":
-        if not path.is_dir():
-            what = "is a file" if path.exists() else "does not exist"
-            raise ConfigError(f"location: {location!r} {what}; kind 'folder' takes a folder of pictures")
-        return [path]
-    if path.is_dir():
-        raise ConfigError(
-            f"location: {location!r} is a folder; kind {kind!r} takes a file or a glob, kind 'folder' a folder"
-        )
-    paths = (
-        [path] if path.is_file() else sorted(Path(p) for p in glob.glob(location, recursive=True) if Path(p).is_file())
-    )
-    if not paths:
-        raise ConfigError(f"location: {location!r} does not exist; give a file or a glob that matches files")
-    for path in paths:
-        if kind == "list" and list_suffix(path) not in LIST_SUFFIXES:
-            raise ConfigError(
-                f"location: {str(path)!r}: a list ends in one of {', '.join(LIST_SUFFIXES)}, text also in .gz"
+        if split_pattern(location)[1] and not Path(location).is_dir():
+            raise ConfigError(f"location: {location!r} does not exist; kind 'folder' takes a folder of pictures")
+        if files[0].path == location:
+            raise ConfigError(f"location: {location!r} is a file; kind 'folder' takes a folder of pictures")
+        return files
+    for file in files:
+        if kind in ("list", "archive") and not file.path.lower().endswith(_SUFFIXES[kind]):
+            suffixes = (
+                f"{', '.join(LIST_SUFFIXES)}, text also in .gz" if kind == "list" else ", ".join(ARCHIVE_SUFFIXES)
             )
-    return paths
+            article = "a list" if kind == "list" else "an archive"
+            raise ConfigError(f"location: {file.path!r}: {article} ends in one of {suffixes}")
+    return sorted(files, key=lambda file: PurePosixPath(file.name))
+
+
+def _nothing_there(location: str, kind: SourceKind) -> str:
+    is_folder = not location.startswith("s3://") and Path(location).is_dir()
+    if kind == "folder":
+        what = "holds no picture" if is_folder else "does not exist"
+        return f"location: {location!r} {what}; kind 'folder' takes a folder of pictures"
+    if is_folder:
+        return f"location: {location!r} is a folder without a file for kind {kind!r}: {', '.join(_SUFFIXES[kind])}"
+    return f"location: {location!r} does not exist; give a file or a glob that matches files, or a folder of them"
 
 
 def several_files(location: str) -> bool:
-    """Whether a location is a glob, so that rows name their file: ``FILE::PLACE``."""
-    return not Path(location).exists()
+    """Whether a location is a glob or a folder, so that rows name their file: ``FILE::PLACE``."""
+    if location.startswith("s3://"):
+        return bool(split_pattern(location)[1]) or size_of(location) is None
+    return not Path(location).is_file()
 
 
-def glob_base(location: str) -> Path:
-    """The folder above the first wildcard of a glob; files are named relative to it."""
-    base: list[str] = []
-    for part in Path(location).parts:
-        if glob.has_magic(part):
-            break
-        base.append(part)
-    return Path(*base)
+def folder_of(location: str) -> str:
+    """The folder that files of a glob or a folder are named in, with a slash behind it; '' for the one worked in."""
+    return f"{location.rstrip('/')}/" if Path(location).is_dir() else split_pattern(location)[0]
 
 
-def _columns(config: SourceConfig, path: Path) -> dict[str, str]:
-    """Which of url, page_url, alt_text, label stand in which column of a file."""
-    is_list = config.kind == "list"
-    there = list_header(path) if is_list else parquet_header(path, config.image_column)
-    if list_suffix(path) == ".txt":
+def _columns(config: SourceConfig, path: str, there: list[str] | None) -> dict[str, str]:
+    """Which of url, page_url, alt_text, label stand in which column of a file; None where each row has its own."""
+    if config.kind == "list" and list_suffix(path) == ".txt":
         return {"url": "url"}
     columns = {}
-    for name in ("url", "page_url", "alt_text", "label"):
+    for name in _TEXTS:
         key = f"{name}_column"
         column = getattr(config, key)
         if column is not None and (there is None or column in there):
             columns[name] = column
-        elif column is not None and ((name == "url" and is_list) or column != name):  # a usual name may be absent
+        elif column is not None and ((name == "url" and config.kind == "list") or column != name):  # may be absent
             names = ", ".join(there or []) or "none"
-            raise ConfigError(f"{key}: {str(path)!r} has no column {column!r}; its columns: {names}")
+            raise ConfigError(f"{key}: {path!r} has no column {column!r}; its columns: {names}")
     return columns

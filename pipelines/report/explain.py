@@ -77,6 +77,8 @@ def _life(connection: Any, image_id: int) -> Iterator[str]:
     (end,) = rows_of(connection, "SELECT * FROM end_state WHERE image_id = ?", image_id)
     yield f"image {image_id}"
     yield _entry("source", f"{line['source']} ({end['role']}), line {line['line']:,}")
+    if line.get("file_line") is not None:  # pools of before do not tell
+        yield _entry("file", f"{line['file']}, line {line['file_line']:,}")
     for name in ("url", "location", "page_url", "alt_text", "label"):
         if line[name] is not None:
             yield _entry(name.replace("_", " "), str(line[name]))

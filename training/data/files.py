@@ -42,11 +42,16 @@ def list_files(location: str, suffixes: Collection[str]) -> list[File]:
 
     Raises:
         ConfigError: nothing is there, or the scheme is not known.
+        OSError: a bucket does not answer.
     """
     scheme, found, _ = location.partition("://")
     if found and scheme != "s3":
         raise ConfigError(f"location {location!r}: scheme {scheme!r} is not known; give a path or s3://bucket/key")
-    files = _list_bucket(location, suffixes) if location.startswith("s3://") else _list_local(location, suffixes)
+    if location.startswith("s3://"):
+        with _as_os_error():
+            files = _list_bucket(location, suffixes)
+    else:
+        files = _list_local(location, suffixes)
     if not files:
         raise ConfigError(
             f"{location}: no such file, no file fits the pattern, or no {' '.join(sorted(suffixes))} in it"
@@ -87,20 +92,28 @@ def size_of(path: str) -> int | None:
             import obstore
 
             client, key = _client(path)
-            return int(obstore.head(client, key)["size"])
+            with _as_os_error():
+                return int(obstore.head(client, key)["size"])
         return Path(path).stat().st_size
     except FileNotFoundError:
         return None
 
 
-def open_file(path: str) -> BinaryIO:
+def open_file(path: str, block_bytes: int = _BLOCK_BYTES) -> BinaryIO:
     """A file to seek in; of a bucket, only the blocks that are asked for are fetched."""
     if path.startswith("s3://"):
         size = size_of(path)
         if size is None:
             raise FileNotFoundError(path)
-        return io.BufferedReader(_Ranges(path, size), _BLOCK_BYTES)
+        return io.BufferedReader(_Ranges(path, size), block_bytes)
     return Path(path).open("rb")
+
+
+def raise_failure(file: BinaryIO) -> None:
+    """Raise what a bucket failed with while ``file`` was read: readers of formats take it for damage of the file."""
+    raw = getattr(file, "raw", None)
+    if isinstance(raw, _Ranges) and raw.failure is not None:
+        raise raw.failure
 
 
 class _Ranges(io.RawIOBase):
@@ -108,6 +121,7 @@ class _Ranges(io.RawIOBase):
 
     def __init__(self, path: str, num_bytes: int) -> None:
         self._path, self._num_bytes, self._place = path, num_bytes, 0
+        self.failure: OSError | None = None
 
     def readable(self) -> bool:
         return True
@@ -121,7 +135,11 @@ class _Ranges(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         view = memoryview(buffer)
-        data = read_range(self._path, self._place, max(0, min(len(view), self._num_bytes - self._place)))
+        try:
+            data = read_range(self._path, self._place, max(0, min(len(view), self._num_bytes - self._place)))
+        except OSError as error:
+            self.failure = error
+            raise
         view[: len(data)] = data
         self._place += len(data)
         return len(data)
@@ -134,8 +152,8 @@ def _is_hidden(name: str) -> bool:
     return any(step.startswith(".") for step in PurePosixPath(name).parts)
 
 
-def _split(location: str) -> tuple[str, str]:
-    """The folder that a location surely names, with a slash behind it, and the pattern below it; '' where none is."""
+def split_pattern(location: str) -> tuple[str, str]:
+    """The folder above the first wildcard, with a slash behind it, and the pattern below it; '' where there is none."""
     wild = _WILD.search(location)
     if wild is None:
         return location.rstrip("/") + "/", ""
@@ -144,15 +162,15 @@ def _split(location: str) -> tuple[str, str]:
 
 
 def _list_local(location: str, suffixes: Collection[str]) -> list[File]:
-    folder, pattern = _split(location)
+    folder, pattern = split_pattern(location)
     if Path(location).is_dir():  # even one that is called a[1]
         folder = location
         steps = os.walk(location, followlinks=True)
         paths = [f"{top}/{name}" for top, _, names in steps for name in names if name.lower().endswith(tuple(suffixes))]
-    elif pattern:
-        paths = glob.glob(location, recursive=True)
+    elif Path(location).is_file():
+        paths, folder = [location], f"{Path(location).parent}/"
     else:
-        paths, folder = [location] if Path(location).is_file() else [], f"{Path(location).parent}/"
+        paths = glob.glob(location, recursive=True) if pattern else []
     files = []
     for path in paths:
         name = os.path.relpath(path, folder or ".")
@@ -166,7 +184,7 @@ def _list_local(location: str, suffixes: Collection[str]) -> list[File]:
 def _list_bucket(location: str, suffixes: Collection[str]) -> list[File]:
     import obstore
 
-    folder, pattern = _split(location)
+    folder, pattern = split_pattern(location)
     client, prefix = _client(folder)
     wanted = re.compile(_as_regex(pattern)) if pattern else None
     files = []

@@ -10,7 +10,7 @@ import hashlib
 import lzma
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -93,11 +93,21 @@ def members(path: Path | str, file: BinaryIO | None = None) -> Iterator[Member]:
     Raises:
         TarError: the file is no tar, or is damaged or cut off.
     """
+    return (member for member, _ in read_members(path, lambda member: False, file))
+
+
+def read_members(
+    path: Path | str, wanted: Callable[[Member], bool], file: BinaryIO | None = None
+) -> Iterator[tuple[Member, bytes | None]]:
+    """The same, with the bytes of those that are wanted, in one pass; None for the others."""
     try:
         with tarfile.open(path, "r:*", fileobj=file) as tar:
             for info in tar:
+                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
                 if info.isfile():
-                    yield Member(info.name, info.offset_data, info.size)
+                    member = Member(info.name, info.offset_data, info.size)
+                    opened = tar.extractfile(info) if wanted(member) else None
+                    yield member, None if opened is None else opened.read()
             # tarfile takes a damaged header, or the end of the file, for the end of the tar; only the end mark tells.
             assert tar.fileobj is not None
             tar.fileobj.seek(tar.offset)

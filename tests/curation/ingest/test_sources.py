@@ -10,14 +10,14 @@ import pytest
 
 from curation.ingest.address import canonical_url
 from curation.ingest.local import read_local
-from curation.ingest.sources import SourceConfig, check_source, read_rows
+from curation.ingest.sources import SourceConfig, check_source, read_lines
 from training.config import ConfigError
 
 GOOD = "http://a.test/1.jpg"
 
 
 def rows_of(location, kind="list", **values):
-    return list(read_rows(SourceConfig(location=str(location), kind=kind, **values)))
+    return [line.row for line in read_lines(SourceConfig(location=str(location), kind=kind, **values))]
 
 
 def test_txt_with_broken_lines(tmp_path):
@@ -153,18 +153,24 @@ def test_parquet_of_pictures(tmp_path, nested):
     ("location", "kind", "message"),
     [
         ("{}/none.txt", "list", r"sources\.x\.location: '.*none\.txt' does not exist; give a file or a glob"),
-        ("{}", "list", r"is a folder; kind 'list' takes a file or a glob"),
+        ("{}/empty", "list", r"is a folder without a file for kind 'list': \.txt, \.csv"),
+        ("{}/empty", "folder", r"holds no picture; kind 'folder' takes a folder of pictures"),
+        ("{}/*", "folder", r"does not exist; kind 'folder' takes a folder"),
+        ("{}/a.csv", "archive", r"an archive ends in one of \.warc, \.warc\.gz, \.arc"),
         ("{}/a.csv", "folder", r"is a file; kind 'folder' takes a folder"),
         ("{}/none", "folder", r"does not exist; kind 'folder' takes a folder"),
         ("{}/a.doc", "list", r"a list ends in one of \.txt"),
         ("{}/a.csv", "list", r"sources\.x\.url_column: '.*a\.csv' has no column 'url'; its columns: link, text"),
         ("{}/a.csv", "parquet", r"is no parquet file"),
-        ("s3://bucket/a.csv", "list", r"sources are read from local paths"),
+        ("{}/a.json", "list", r"is an object; a \.json list is an array of objects or of addresses"),
+        ("gs://bucket/a.csv", "list", r"scheme 'gs' is not known; give a path or s3://bucket/key"),
     ],
 )
 def test_what_is_wrong_with_a_source_is_said_in_one_line(tmp_path, location, kind, message):
     (tmp_path / "a.csv").write_text("link,text\n")
     (tmp_path / "a.doc").write_text("")
+    (tmp_path / "a.json").write_text('\n {"url": "http://a.test/1.jpg"}')
+    (tmp_path / "empty").mkdir()
     config = SourceConfig(location=location.format(tmp_path), kind=kind)
     with pytest.raises(ConfigError, match=message) as caught:
         check_source("sources.x", config)

@@ -1,0 +1,236 @@
+"""A page of HTML: which pictures it shows, where it leads, and what it says to robots.
+
+The parser is libxml2's, fed in pieces and without a tree, so that a page of any shape needs little memory. A page that
+nests deeper than any browser goes is left there, since what libxml2 does for a tag grows with the depth it stands in.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+from urllib.parse import urljoin
+
+from curation.ingest.encoding import texts
+from curation.ingest.rows import SourceRow, address_row, broken_row
+
+MAX_PAGE_BYTES = (
+    8 << 20
+)  # also as UTF-8; beyond 10 million libxml2 gives up a comment and looks into it, again and again
+MAX_DEPTH = 512  # as browsers have it
+MAX_ADDRESSES = 10_000  # pictures of one page, and links of it
+MAX_LETTERS = 8192  # of an address; a longer alt text is cut
+_PIECE_BYTES = 1 << 16  # what is unfinished is looked at again with each
+_SPACE = " \t\n\r\f"
+_LINE_ENDS = str.maketrans("", "", "\t\n\r")
+_CANDIDATE = re.compile(r"[\s,]*([^\s,]\S*)")
+_IMAGE_METAS = frozenset(("og:image", "og:image:url", "og:image:secure_url", "twitter:image", "twitter:image:src"))
+
+
+class Link(NamedTuple):
+    """Where a page leads."""
+
+    url: str  # absolute, http or https
+    nofollow: bool  # the link says that robots should not follow it
+
+
+class Page(NamedTuple):
+    """What a page holds."""
+
+    images: tuple[SourceRow, ...]  # each address once; the last one says why, if the page was not read to its end
+    links: tuple[Link, ...]  # each address once
+    robots_directives: frozenset[str]  # of its meta robots, lower case: noindex, nofollow, noimageai, …
+
+
+def read_page(html: bytes, page_url: str, content_type: str | None) -> Page:
+    """What a page of HTML holds.
+
+    Args:
+        html: as the server sent it, without transfer and content encoding.
+        page_url: where it is; what it names is relative to that, or to its ``base``.
+        content_type: what the server said, for its charset.
+    """
+    from lxml import etree
+
+    found = Findings()
+    error = None
+    parser = etree.HTMLParser(target=_Target(found), recover=True, encoding="utf-8")
+    try:
+        fed = 0
+        for piece in texts(html, content_type, _PIECE_BYTES):
+            fed += len(piece)
+            if fed > MAX_PAGE_BYTES:
+                raise _TooMuchError(f"a page of more than {MAX_PAGE_BYTES:,} bytes")
+            parser.feed(piece)
+        parser.close()
+    except _TooMuchError as stopped:
+        error = str(stopped)
+    except etree.LxmlError:  # an empty page
+        pass
+    return found.page(page_url, error)
+
+
+class Findings:
+    """What is met on a page, in its order; addresses are made absolute when all is met, since a base may come late."""
+
+    def __init__(self) -> None:
+        self.base: str | None = None
+        self._images: list[tuple[str, str | None]] = []
+        self._links: list[tuple[str, bool]] = []
+        self._directives: set[str] = set()
+
+    def image(self, address: str | None, alt_text: str | None = None) -> None:
+        """A picture; pictures that stand in the page as ``data:`` are none."""
+        if not is_inline(address) and len(self._images) <= 2 * MAX_ADDRESSES:
+            self._images.append((str(address), alt_text))
+
+    def candidates(self, srcset: str | None, alt_text: str | None = None) -> None:
+        """The largest picture of a ``srcset``."""
+        self.image(largest_candidate(srcset or ""), alt_text)
+
+    def link(self, address: str | None, rel: str | None) -> None:
+        """A link."""
+        if address and len(self._links) <= 2 * MAX_ADDRESSES:
+            self._links.append((address, "nofollow" in (rel or "").lower().split()))
+
+    def meta(self, name: str | None, content: str | None) -> None:
+        """A ``meta`` of the page's head: its pictures for other sites, and what it says to robots."""
+        name = (name or "").strip().lower()
+        if name in _IMAGE_METAS:
+            self.image(content)
+        elif name == "robots":
+            self._directives |= {word.strip().lower() for word in (content or "").split(",")} - {""}
+
+    def page(self, page_url: str, error: str | None) -> Page:
+        """All of it.
+
+        Args:
+            page_url: where the page is.
+            error: why it was not read to its end.
+        """
+        base = page_url if self.base is None else _absolute(page_url, self.base)
+        images: dict[str, str | None] = {}
+        for address, alt_text in self._images:
+            url = _absolute(base, address)
+            images[url] = images.get(url) or alt_text
+        links: dict[str, bool] = {}
+        for address, nofollow in self._links:
+            url = _absolute(base, address).partition("#")[0]
+            if url.startswith(("http://", "https://")) and len(url) <= MAX_LETTERS:
+                links[url] = links.get(url, True) and nofollow
+        if len(images) > MAX_ADDRESSES:
+            error = error or f"a page with more than {MAX_ADDRESSES:,} pictures"
+        rows = [_image_row(url, page_url, images[url]) for url in list(images)[:MAX_ADDRESSES]]
+        if error is not None:
+            rows.append(broken_row(error, page_url))
+        kept = tuple(Link(*link) for link in list(links.items())[:MAX_ADDRESSES])
+        return Page(tuple(rows), kept, frozenset(self._directives))
+
+
+def is_inline(address: str | None) -> bool:
+    """Whether there is nothing to fetch: no address, a place in the page, or the picture itself."""
+    start = (address or "")[:64].strip(_SPACE).lower()
+    return not start or start.startswith(("data:", "#"))
+
+
+def largest_candidate(srcset: str) -> str | None:
+    """The picture of a ``srcset`` with most pixels: by width where it is told, else by density."""
+    best: str | None = None
+    largest = (-1.0, -1.0)
+    place = 0
+    while (found := _CANDIDATE.match(srcset, place)) is not None:
+        url, place = found[1], found.end()
+        descriptors = ""
+        if not url.endswith(","):  # a comma ends a candidate without descriptors
+            end = srcset.find(",", place)
+            end = len(srcset) if end < 0 else end
+            descriptors, place = srcset[place:end], end + 1
+        size = (_descriptor(descriptors, "w", 0.0), _descriptor(descriptors, "x", 1.0))
+        if size > largest and not is_inline(url):
+            best, largest = url.rstrip(","), size
+    return best
+
+
+def _descriptor(descriptors: str, unit: str, default: float) -> float:
+    for word in descriptors.split():
+        try:
+            value = float(word[:-1]) if word.endswith(unit) else -1.0
+        except ValueError:
+            continue
+        if 0.0 <= value < 1e9:
+            return value
+    return default
+
+
+def _absolute(base: str, address: str) -> str:
+    address = address.strip(_SPACE).translate(_LINE_ENDS)
+    try:
+        return urljoin(base, address)
+    except ValueError:  # no address; screening says so
+        return address
+
+
+def _image_row(url: str, page_url: str, alt_text: str | None) -> SourceRow:
+    values = {"url": url[:MAX_LETTERS], "page_url": page_url, "alt_text": (alt_text or "").strip()[:MAX_LETTERS]}
+    row = address_row(values, {name: name for name in values})
+    return row if len(url) <= MAX_LETTERS else row._replace(error=f"an address of more than {MAX_LETTERS:,} letters")
+
+
+# Parsing
+
+
+class _TooMuchError(Exception):
+    """The page is left here; the message says why."""
+
+
+class _Target:
+    """What lxml tells of a page, tag by tag."""
+
+    def __init__(self, found: Findings) -> None:
+        self._found = found
+        self._depth = 0
+        self._sources: list[str] = []  # of the ``picture`` that is open: they are shown under the alt text of its img
+        self._in_picture = False
+
+    def start(self, tag: str, attributes: Mapping[str, str]) -> None:
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _TooMuchError(f"a page nested deeper than {MAX_DEPTH}")
+        get = attributes.get
+        match tag:
+            case "img":
+                self._img(attributes)
+            case "source" if get("srcset"):
+                self._sources.append(str(get("srcset")))
+                if not self._in_picture:
+                    self._end_of_picture(None)
+            case "picture":
+                self._in_picture = True
+            case "a" | "area":
+                self._found.link(get("href"), get("rel"))
+            case "meta":
+                self._found.meta(get("property") or get("name"), get("content"))
+            case "base" if self._found.base is None:
+                self._found.base = get("href")
+
+    def end(self, tag: str) -> None:
+        self._depth -= 1
+        if tag == "picture":
+            self._end_of_picture(None)
+            self._in_picture = False
+
+    def close(self) -> None:
+        self._end_of_picture(None)
+
+    def _img(self, attributes: Mapping[str, str]) -> None:
+        alt_text = attributes.get("alt")
+        self._end_of_picture(alt_text)
+        for name, found in (("src", self._found.image), ("srcset", self._found.candidates)):
+            value = attributes.get(name)
+            # A page that loads its pictures late keeps their addresses elsewhere.
+            found(attributes.get(f"data-{name}") if is_inline(value) else value, alt_text)
+
+    def _end_of_picture(self, alt_text: str | None) -> None:
+        for srcset in self._sources:
+            self._found.candidates(srcset, alt_text)
+        self._sources.clear()
