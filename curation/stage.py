@@ -26,6 +26,10 @@ from training.config import Config
 DEFAULT_MEMORY_BYTES = 1_500_000_000  # of one task; a recipe says another in execution.task_memory_mb
 
 
+class OutageError(RuntimeError):
+    """What a stage needs from outside cannot be had: nothing was recorded, and trying again at once would not help."""
+
+
 def digest_of(value: Any) -> str:
     """sha256 of the canonical JSON of plain data, hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()

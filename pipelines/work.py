@@ -30,7 +30,7 @@ from curation.schema import (
     source_of_shard,
     table_of,
 )
-from curation.stage import DEFAULT_MEMORY_BYTES, ShardStage, Stage
+from curation.stage import DEFAULT_MEMORY_BYTES, OutageError, ShardStage, Stage
 from curation.store import Footer, Store, Within, check_lease, open_store, read_footer, read_part, write_part
 from pipelines.scratch import scratch_folder
 from training.data.tars import TarWriter
@@ -358,11 +358,13 @@ def _commit(table: pa.Table, part: Part, job: Job, where: Where, scratch: Path) 
     return footer
 
 
-def kind_of(error: BaseException) -> Literal["config", "lease", "task"]:
+def kind_of(error: BaseException) -> Literal["config", "outage", "lease", "task"]:
     """How the runner answers an error of a job."""
     from curation.store import LeaseLostError
     from training.config import ConfigError
 
     if isinstance(error, ConfigError):
         return "config"
+    if isinstance(error, OutageError):
+        return "outage"
     return "lease" if isinstance(error, LeaseLostError) else "task"

@@ -71,6 +71,13 @@ class Robots:
         # Others wait for the same answer: one of them that is cancelled must not take it from the rest.
         return await asyncio.shield(self._asking[authority])
 
+    async def close(self) -> None:
+        """Ask no more: whoever waited has been told, or gave up."""
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
+
     async def _ask(self, authority: str) -> Rules:
         try:
             rules = parse_reply(await self._get(f"{authority}/robots.txt"))

@@ -318,11 +318,44 @@ def test_a_host_is_one_whoever_asks(fetch, web, make_picture):
 
 
 def test_crawl_delay_is_kept(fetch, web, make_picture):
-    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 10\n")
+    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 0.2\n")
     for n in range(3):
         web.reply("a.test", f"/{n}", make_picture())
-    fetch(*(f"http://a.test/{n}" for n in range(3)), respect_robots=True, max_crawl_delay_s=0.2)
+    fetch(*(f"http://a.test/{n}" for n in range(3)), respect_robots=True)
     assert web.times[-1] - web.times[1] >= 0.35
+
+
+def test_a_host_that_asks_for_long_pauses_is_not_asked(fetch, web, make_picture):
+    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 3600\nDisallow: /no\n")
+    web.reply("a.test", "/x", make_picture())
+    started = time.monotonic()
+    one, two, denied = fetch("http://a.test/x", "http://a.test/y", "http://a.test/no", respect_robots=True)
+    assert (one.reason, one.transient, one.robots) == ("crawl_delay", False, "allowed")
+    assert (two.reason, denied.reason) == ("crawl_delay", "robots_denied")
+    assert web.requests == [("a.test", "/robots.txt")]
+    assert time.monotonic() - started < 2
+
+
+def test_a_host_gets_no_more_time_than_there_is_for_it(fetch, web, make_picture):
+    """Rows whose turn would come too late are not waited for."""
+    for n in range(20):
+        web.reply("a.test", f"/{n}", make_picture())
+    started = time.monotonic()
+    urls = (f"http://a.test/{n}" for n in range(20))
+    reasons = [outcome.reason for outcome in fetch(*urls, per_host_interval_s=0.2, per_host_patience_s=0.7)]
+    assert (reasons.count(None), reasons.count("host_busy")) == (4, 16)
+    assert time.monotonic() - started < 2
+
+
+def test_a_host_that_never_ends_an_answer_is_left_alone(fetch, web, make_picture):
+    """A hundred rows of a host that drips cost ten time limits, shared by its two connections."""
+    for n in range(100):
+        stream(web, "a.test", f"/{n}", [bytes([byte]) for byte in make_picture()], pause_s=0.1)
+    started = time.monotonic()
+    outcomes = fetch(*(f"http://a.test/{n}" for n in range(100)), timeout_s=0.3)
+    assert {outcome.reason for outcome in outcomes} == {"timeout"}
+    assert 10 <= len(web.requests) <= 12
+    assert time.monotonic() - started < 4
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
