@@ -132,6 +132,7 @@ class FetchStage(ShardStage):
     """
 
     name = "fetch"
+    version = 2
     section = "fetch"
     kind = "facts"
     reads = ("urls", "screened")

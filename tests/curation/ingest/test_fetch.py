@@ -51,7 +51,9 @@ def test_a_shard_from_the_web(memory_io, web, make_picture, fast_config):
             assert (image["sha256"], image["object"], image["offset"], image["num_bytes"]) == (None,) * 4
     assert [image["offset"] for image in images if image["ok"]] == sorted(i["offset"] for i in images if i["ok"])
     assert ("a.test", "/1") not in web.requests
-    assert memory_io.tables["fetch_log", 4].num_rows == 5
+    log = memory_io.tables["fetch_log", 4].to_pylist()
+    assert [dict(visit["headers"]).get("content-type") for visit in log].count("text/html") == 1
+    assert len(log) == 5
     assert list(memory_io.scratch.iterdir()) == []
 
 

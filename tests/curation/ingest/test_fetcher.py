@@ -358,6 +358,34 @@ def test_a_host_that_never_ends_an_answer_is_left_alone(fetch, web, make_picture
     assert time.monotonic() - started < 4
 
 
+def test_headers_that_mattered_are_kept_of_every_visit(fetch, web, make_picture):
+    web.reply("a.test", "/go", status=302, headers={"Location": "/x", "X-Other": "1"})
+    told = {"Content-Type": "image/png", "ETag": '"7"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    web.reply("a.test", "/x", make_picture(), headers=told)
+    web.reply("a.test", "/no", b"", headers={"X-Robots-Tag": "nofollow, noai" + " " * 600})
+    web.reply("a.test", "/wait", status=429, headers={"Retry-After": "3600"})
+    followed, denied, late = fetch("http://a.test/go", "http://a.test/no", "http://a.test/wait")
+    first, last = (dict(hop.headers) for hop in followed.hops)
+    assert first["location"] == "/x"
+    assert "x-other" not in first
+    assert last["etag"] == '"7"'
+    assert last["last-modified"] == "Thu, 01 Jan 2026 00:00:00 GMT"
+    assert last["content-length"] == str(len(make_picture()))
+    assert dict(denied.hops[0].headers)["x-robots-tag"].strip() == "nofollow, noai"
+    assert dict(late.hops[0].headers)["retry-after"] == "3600"
+
+
+@pytest.mark.parametrize("contact", ["a\r\nX-Evil: 1", "a\nb", "a\n", "naïve", "a\x00"])
+def test_a_contact_cannot_smuggle_a_header(contact):
+    from curation.ingest.fetch import FetchConfig
+
+    with pytest.raises(ValueError, match="contact"):
+        FetchConfig(contact=contact)
+    with pytest.raises(ValueError, match="agent"):
+        FetchConfig(agent=contact)
+    assert FetchConfig(contact="https://example.org/bot").user_agent == "lvd-curate/1.0 (+https://example.org/bot)"
+
+
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])
 def test_formats_are_told_from_bytes(make_picture, kind):
     assert sniff_format(make_picture(kind=kind)[:64]) == kind.lower()
