@@ -196,6 +196,10 @@ class ShardStage(Stage):
 
     kind: ClassVar[str]  # facts | verdict | output
     after: ClassVar[str | None] = None
+    # Of facts that visit other people's servers: failure classes (column ``reason`` of the first table) that may pass.
+    # A command that is told to retry computes these rows once more; all others are carried over.
+    transient: ClassVar[tuple[str, ...]] = ()
+    permanent: ClassVar[tuple[str, ...]] = ()
 
     def setup(self) -> None:
         """Load what is needed once a worker: weights, sessions, fits are read through ``io`` on first use."""

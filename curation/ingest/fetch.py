@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from curation.ingest.breaker import Breaker, Reached
-from curation.ingest.fetcher import Fetcher, Outcome
+from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher, Outcome
 from curation.ingest.guard import Guard
 from curation.ingest.local import read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
@@ -139,6 +139,8 @@ class FetchStage(ShardStage):
     consults = (TAKEDOWNS,)
     writes = ("images", "fetch_log")
     after = "screened"
+    transient = TRANSIENT
+    permanent = PERMANENT
     roles = ("pool", "query", "benchmark")
     resources = Resources(cpus=0, speculative=False)
 
