@@ -9,11 +9,15 @@ _NO_SUCH_NAME = 3
 
 
 class NameServer:
-    """Answers A questions for ``names``; all other names do not exist."""
+    """Answers A and AAAA questions for ``names``; all other names do not exist.
+
+    ``turns`` maps names to several answers, given one after another, the last one from then on.
+    """
 
     def __init__(self, names: Mapping[str, Iterable[str]]) -> None:
         self.names = {name.lower(): list(addresses) for name, addresses in names.items()}
         self.asked: list[str] = []  # names of A questions, in order
+        self.turns: dict[str, list[list[str]]] = {}
         self.dies_after: int | None = None  # so many of them
         self.port = 0
         self._stop = threading.Event()
@@ -68,8 +72,12 @@ class NameServer:
                 self._stop.set()
                 return None
         known = self.names.get(name)
-        addresses = known if known is not None and kind == 1 else []
+        if kind == 1 and name in self.turns:
+            turns = self.turns[name]
+            known = turns.pop(0) if len(turns) > 1 else turns[0]
         code = 0 if known is not None else _NO_SUCH_NAME
-        head = question[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, len(addresses), 0, 0)
-        answers = (b"\xc0\x0c" + struct.pack(">HHIH", 1, 1, 60, 4) + socket.inet_aton(one) for one in addresses)
+        packed = [socket.inet_aton(one) for one in known or () if kind == 1 and ":" not in one]
+        packed += [socket.inet_pton(socket.AF_INET6, one) for one in known or () if kind == 28 and ":" in one]
+        head = question[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, len(packed), 0, 0)
+        answers = (b"\xc0\x0c" + struct.pack(">HHIH", kind, 1, 60, len(one)) + one for one in packed)
         return head + question[12:end] + b"".join(answers)

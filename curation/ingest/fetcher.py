@@ -205,14 +205,15 @@ class Fetcher:
             outcome, answer = await self._follow(url, trail)
             if not self._may_try_again(answer, attempt):
                 break
-            await asyncio.sleep(
-                backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
-            )
+            await asyncio.sleep(self._wait_s(url, answer, attempt))
         return replace(outcome, hops=tuple(trail.hops))
 
     def _may_try_again(self, answer: _Answer, attempt: int) -> bool:
         attempts = self.config.attempts
         return answer.again and attempt < (min(attempts, 2) if answer.reason in _TRIED_TWICE else attempts)
+
+    def _wait_s(self, url: str, answer: _Answer, attempt: int) -> float:
+        return backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
 
     async def _follow(self, url: str, trail: _Trail) -> tuple[Outcome, _Answer]:
         """One attempt: the address and where it redirects to."""
@@ -283,8 +284,7 @@ class Fetcher:
                     return robots.Reply(404, b"")
                 place = target
             elif self._may_try_again(answer, attempt):
-                waits = backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
-                await asyncio.sleep(waits)
+                await asyncio.sleep(self._wait_s(url, answer, attempt))
                 attempt += 1
             else:
                 # A status says more than the reason that a picture would have got for it.
@@ -317,10 +317,13 @@ class Fetcher:
             started_at, started = datetime.now(UTC), time.perf_counter()
             forget_peer()
             await self._ask(place, answer, read)
-            if answer.wait_s is not None and answer.again:
-                host.postpone(answer.wait_s)
-            if answer.reason == "rate_limited" and not answer.again:
-                host.refused(answer.status, answer.content_type)
+            if answer.reason == "rate_limited":
+                attempt = 1 if trail is None else trail.attempt
+                if self._may_try_again(answer, attempt):
+                    wait_s = self._wait_s(str(place), answer, attempt)
+                    host.postponed(wait_s, answer.status, answer.content_type)
+                else:
+                    host.refused(answer.status, answer.content_type)
             elif answer.reason in ("connection", "timeout"):
                 host.failed(answer.reason)
             elif answer.started:

@@ -36,9 +36,21 @@ _BAD_PORTS = frozenset(
 )
 _NUMERIC = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What Python calls global and is not, in some version of it. The first two hold services of a cloud for its own machines.
 _NEVER = tuple(
     ipaddress.ip_network(network)
-    for network in ("64:ff9b:1::/48", "2001::/23", "100::/64", "fec0::/10", "::/96", "5f00::/16", "3fff::/20")
+    for network in (
+        "192.0.0.0/24",
+        "168.63.129.16/32",
+        "192.88.99.0/24",
+        "64:ff9b:1::/48",
+        "2001::/23",
+        "100::/64",
+        "fec0::/10",
+        "::/96",
+        "5f00::/16",
+        "3fff::/20",
+    )
 )
 _REMEMBER_S = 300.0  # where a name led
 _PROBE_S = 10.0
@@ -73,8 +85,10 @@ def is_public(address: str) -> bool:
         inner = _inside(ip)
         if inner is not None:
             return is_public(str(inner))
-        if ip.scope_id is not None or any(ip in network for network in _NEVER):
+        if ip.scope_id is not None:
             return False
+    if any(ip in network for network in _NEVER):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 

@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-_REFUSALS = 5
+_REFUSALS = 5  # for longer than is waited for, or of rows that had all their attempts
+_POSTPONEMENTS = 20  # one after another, of whatever length
 _FAILURES = 10
 
 
@@ -27,6 +28,7 @@ class HostPace:
         self._ends_at: float | None = None  # loop time
         self._next_at = 0.0  # loop time
         self._refusals = 0
+        self._postponements = 0
         self._failures = 0
         self._failure = ""
         # Status and content type of the last one: what is not asked any more would have got the same.
@@ -50,8 +52,10 @@ class HostPace:
         """Keep at least this time between requests, as robots.txt asks."""
         self.interval_s = max(self.interval_s, interval_s)
 
-    def postpone(self, wait_s: float) -> None:
-        """Ask for nothing before ``wait_s`` seconds have passed."""
+    def postponed(self, wait_s: float, status: int | None, content_type: str | None) -> None:
+        """The host said: not before ``wait_s`` seconds have passed."""
+        self._postponements += 1
+        self.refusal = (status, content_type)
         self._next_at = max(self._next_at, asyncio.get_running_loop().time() + wait_s)
 
     def refused(self, status: int | None, content_type: str | None) -> None:
@@ -67,11 +71,12 @@ class HostPace:
     def answered(self) -> None:
         """The host answered."""
         self._refusals = 0
+        self._postponements = 0
         self._failures = 0
 
     def _closed(self, now: float) -> str | None:
         """The failure class of all further requests where the host is left alone; None where it is not."""
-        if self._refusals >= _REFUSALS:
+        if self._refusals >= _REFUSALS or self._postponements >= _POSTPONEMENTS:
             return "rate_limited"
         if self._failures >= _FAILURES:
             return self._failure

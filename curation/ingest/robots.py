@@ -50,7 +50,7 @@ class Rules:
     def delay_s(self, agent: str) -> float:
         """Seconds between requests that the site asks for; 0 where it asks for none."""
         delay = None if self.parsed is None else self.parsed.crawl_delay(agent)
-        return 0.0 if delay is None else float(delay)
+        return 0.0 if delay is None or not delay > 0 else float(delay)  # `nan` is none
 
 
 class Robots:
