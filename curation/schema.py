@@ -277,6 +277,11 @@ _TABLES = (
             ("address", pa.string(), "ip:port that was connected to; null where none was"),
             ("http_status", pa.int16(), "status of this hop"),
             ("outcome", pa.string(), "ok, redirect, or a failure class"),
+            (
+                "headers",
+                pa.map_(pa.string(), pa.string()),
+                "of the answer, names in lower case: those that decided, and those that tell whether it changed",
+            ),
         ),
     ),
     Table(

@@ -18,6 +18,7 @@ import pyarrow as pa
 from curation.export.objects import TARS, parts_of, unnamed_objects
 from curation.export.purge import pending
 from curation.ingest.fetch import FetchStage
+from curation.ingest.fetcher import PERMANENT, TRANSIENT
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import known_rules
@@ -61,7 +62,12 @@ class Options:
 
     until: str | None = None
     redo: tuple[str, ...] = ()
+    retry: tuple[str, ...] = ()  # ``transient``, or failure classes
     dry_run: bool = False
+
+    def retried(self) -> frozenset[str]:
+        """The failure classes whose rows are fetched again."""
+        return frozenset(name for value in self.retry for name in (TRANSIENT if value == "transient" else (value,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,12 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
         for value in values:
             if value not in names:
                 raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
+    for value in options.retry:
+        if value not in ("transient", *TRANSIENT, *PERMANENT):
+            raise ConfigError(
+                f"--retry {value!r} is no failure class; give transient ({', '.join(TRANSIENT)}) or one of these or "
+                f"of {', '.join(PERMANENT)}"
+            )
     if recipe.sample_web is None:
         _check_sources(recipe)
     for stage in stages:
@@ -136,13 +148,13 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
     if _purges_originals(recipe, options):
         preflight(recipe, build_stages(recipe), options)
         looked = _curate(recipe, replace(options, until=LookStage.name), say)
-        later = replace(options, redo=_after_look(recipe, options))
+        later = replace(options, redo=_after_look(recipe, options), retry=())
         outcome = _joined(looked, _curate(recipe, later, say, is_looked_at=True))
     else:
         outcome = _curate(recipe, options, say)
     if options.dry_run or not outcome.summary.num_jobs or not pending(open_store(recipe.pool)):
         return outcome
-    return _joined(outcome, _curate(recipe, replace(options, redo=()), say))
+    return _joined(outcome, _curate(recipe, replace(options, redo=(), retry=()), say))
 
 
 def _joined(first: Outcome, second: Outcome) -> Outcome:
@@ -225,6 +237,7 @@ def _curate(
             registered=sources,
             source_ids={row["name"]: row["source_id"] for row in sources.to_pylist() if row["name"] in mine},
             redo=frozenset(options.redo),
+            retry=options.retried(),
             max_shards=recipe.execution.max_shards,
             last_folders=before.get("folders", {}),
             unregistered=frozenset(unregistered),

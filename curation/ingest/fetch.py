@@ -13,23 +13,21 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from curation.ingest.fetcher import Fetcher, Outcome
+from curation.ingest.breaker import Breaker, Reached
+from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher, Outcome
 from curation.ingest.guard import Guard
 from curation.ingest.local import read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
+from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.ingest.takedown import Rules as Takedowns
 from curation.schema import TABLES
-from curation.stage import Resources, ShardStage, TaskIO, verdict_table
+from curation.stage import OutageError, Resources, ShardStage, TaskIO, verdict_table
 from training.config import EXECUTION, Config
 
 BYTES = "bytes"  # folder of the tars
-
-
-class FetchBreakerError(RuntimeError):
-    """So little succeeds that the fault is likely ours: nothing is recorded, so nothing has to be repaired."""
 
 
 class FetchConfig(Config):
@@ -63,8 +61,17 @@ class FetchConfig(Config):
         json_schema_extra=EXECUTION,
         description="least time between requests to one host, each worker: N workers ask N times as often",
     )
+    per_host_patience_s: float = Field(
+        default=3600.0,
+        gt=0,
+        json_schema_extra=EXECUTION,
+        description="that a shard gives to one host; rows whose turn would come later end as host_busy",
+    )
     max_crawl_delay_s: float = Field(
-        default=30.0, ge=0, json_schema_extra=EXECUTION, description="Crawl-delay of robots.txt counts up to this"
+        default=30.0,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="Crawl-delay that is kept; a host that asks for more in its robots.txt is left alone (crawl_delay)",
     )
     timeout_s: float = Field(default=20.0, gt=0, json_schema_extra=EXECUTION, description="of one visit, body included")
     attempts: int = Field(default=3, ge=1, json_schema_extra=EXECUTION, description="visits, when failures may pass")
@@ -72,23 +79,36 @@ class FetchConfig(Config):
     max_retry_after_s: float = Field(
         default=30.0, ge=0, json_schema_extra=EXECUTION, description="a longer Retry-After is not waited for"
     )
-    breaker_rows: int = Field(
-        default=50, ge=1, json_schema_extra=EXECUTION, description="addresses of a shard before the breaker looks"
+    breaker_hosts: int = Field(
+        default=50, ge=3, json_schema_extra=EXECUTION, description="the last different hosts that the breaker looks at"
     )
     breaker_share: float = Field(
-        default=0.9,
+        default=0.5,
         gt=0,
         le=1,
         json_schema_extra=EXECUTION,
-        description="of failures that trips it",
+        description="of them that failed for want of a name or an answer, at which hosts reached before are probed",
     )
-    breaker_hosts: int = Field(
-        default=10, ge=1, json_schema_extra=EXECUTION, description="different hosts among them; fewer are just dead"
+    breaker_patience_s: float = Field(
+        default=30.0,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="that none of those may be reached before the run stops; rows that failed meanwhile go again",
+    )
+    nameservers: list[str] = Field(
+        default_factory=list,
+        json_schema_extra=EXECUTION,
+        description="ADDRESS or ADDRESS:PORT of name servers to ask instead of the system",
     )
     resolve: dict[str, str] = Field(
         default_factory=dict,
         json_schema_extra=EXECUTION,
         description="hosts that stand at ADDRESS:PORT; the only ones that may be inside a private network",
+    )
+    resolve_checked: bool = Field(
+        default=False,
+        json_schema_extra=EXECUTION,
+        description="look these hosts up as well, and refuse any that a name server puts elsewhere",
     )
     locations: dict[str, str] = Field(
         default_factory=dict,
@@ -105,35 +125,6 @@ class FetchConfig(Config):
         return f"{self.agent}/1.0 (+{self.contact})" if self.contact else f"{self.agent}/1.0"
 
 
-class Breaker:
-    """Counts outcomes of a shard, and stops it when nearly nothing can be reached."""
-
-    def __init__(self, config: FetchConfig) -> None:
-        self.config = config
-        self.num_rows = 0
-        self.num_failed = 0
-        self.hosts: set[str | None] = set()
-
-    def count(self, host: str | None, outcome: Outcome) -> None:
-        """Count one outcome.
-
-        Raises:
-            FetchBreakerError: too large a share failed for want of a name or a connection, on enough hosts.
-        """
-        self.num_rows += 1
-        if outcome.reason in ("dns", "connection"):
-            self.num_failed += 1
-            self.hosts.add(host)
-        config = self.config
-        enough = self.num_rows >= config.breaker_rows and len(self.hosts) >= config.breaker_hosts
-        if enough and self.num_failed > config.breaker_share * self.num_rows:
-            raise FetchBreakerError(
-                f"{self.num_failed:,} of the first {self.num_rows:,} addresses, on {len(self.hosts):,} hosts, failed "
-                "for want of a name or a connection; check the name server and the network, then run again: nothing "
-                "of this shard was recorded"
-            )
-
-
 class FetchStage(ShardStage):
     """Bytes and what is known of how they came, one row for each line that screening let through.
 
@@ -141,12 +132,15 @@ class FetchStage(ShardStage):
     """
 
     name = "fetch"
+    version = 2
     section = "fetch"
     kind = "facts"
     reads = ("urls", "screened")
     consults = (TAKEDOWNS,)
     writes = ("images", "fetch_log")
     after = "screened"
+    transient = TRANSIENT
+    permanent = PERMANENT
     roles = ("pool", "query", "benchmark")
     resources = Resources(cpus=0, speculative=False)
 
@@ -154,16 +148,17 @@ class FetchStage(ShardStage):
         super().__init__(config)
         self.fetch = config
         self.rules: dict[str, Rules] = {}  # robots.txt, kept from shard to shard
+        self.reached = Reached()
 
     def preflight(self) -> None:
-        """Exempt hosts must name an address and a port."""
-        Guard(self.fetch.resolve)
+        """Exempt hosts must name an address and a port, name servers an address."""
+        Guard(self.fetch.resolve, resolver=Resolver(self.fetch.nameservers))
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Fetch the rows of one shard.
 
         Raises:
-            FetchBreakerError: nearly nothing can be reached.
+            OutageError: nothing can be reached.
         """
         del shard
         urls = io.table("urls", ["image_id", "source", "url", "host", "location"])
@@ -205,24 +200,43 @@ class FetchStage(ShardStage):
 
     async def _fetch(self, rows: list[dict[str, Any]], scratch: Path, taken_down: Takedowns) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down in ``scratch`` as they come, so memory holds those in flight only."""
-        breaker = Breaker(self.fetch)
         outcomes: dict[int, Outcome] = {}
+        try:
+            while rows:
+                doubted = await self._fetch_once(rows, outcomes, scratch, taken_down)
+                rows = [row for row in rows if row["image_id"] in doubted]
+                if doubted:
+                    self._forget_unreachable()
+        except (BaseExceptionGroup, OutageError) as error:
+            self._forget_unreachable()
+            raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None
+        return outcomes
+
+    def _forget_unreachable(self) -> None:
+        """What was seen of robots.txt in an outage says nothing of the site."""
+        self.rules = {place: rules for place, rules in self.rules.items() if rules.state != "unreachable"}
+
+    async def _fetch_once(
+        self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], scratch: Path, taken_down: Takedowns
+    ) -> set[int]:
+        """Fetch rows; those that failed in an outage that passed."""
+        fetcher = Fetcher(self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached, scratch=scratch)
+        breaker = Breaker(self.fetch, self.reached, fetcher.is_there)
+        fetcher.calm = breaker.calm
 
         async def one(row: dict[str, Any]) -> None:
             outcome = await fetcher.fetch(row["url"])
             if outcome.body is not None:
                 _spooled(scratch, row["image_id"]).write_bytes(outcome.body)
             outcomes[row["image_id"]] = _without_body(outcome)
-            breaker.count(row["host"], outcome)
+            await breaker.count(row["image_id"], row["host"], outcome.reason)
 
-        try:
-            fetcher = Fetcher(self.fetch, rules=self.rules, taken_down=taken_down)
-            async with fetcher, asyncio.TaskGroup() as group:
+        async with fetcher:
+            async with asyncio.TaskGroup() as group:
                 for row in rows:
                     group.create_task(one(row))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return outcomes
+            await breaker.end()
+        return breaker.doubted
 
     def _read(self, rows: list[dict[str, Any]]) -> Iterator[tuple[Outcome, bytes | None]]:
         """Outcome and bytes of local rows; those of one shard belong to one source."""

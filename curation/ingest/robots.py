@@ -50,7 +50,7 @@ class Rules:
     def delay_s(self, agent: str) -> float:
         """Seconds between requests that the site asks for; 0 where it asks for none."""
         delay = None if self.parsed is None else self.parsed.crawl_delay(agent)
-        return 0.0 if delay is None else float(delay)
+        return 0.0 if delay is None or not delay > 0 else float(delay)  # `nan` is none
 
 
 class Robots:
@@ -70,6 +70,13 @@ class Robots:
             self._asking[authority] = asyncio.create_task(self._ask(authority))
         # Others wait for the same answer: one of them that is cancelled must not take it from the rest.
         return await asyncio.shield(self._asking[authority])
+
+    async def close(self) -> None:
+        """Ask no more: whoever waited has been told, or gave up."""
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     async def _ask(self, authority: str) -> Rules:
         try:

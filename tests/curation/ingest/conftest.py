@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import runpy
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -231,3 +232,20 @@ def fast_config(web: Web) -> Callable[..., FetchConfig]:
         return fast(web, **values)
 
     return config
+
+
+NAME_SERVER = runpy.run_path(str(Path(__file__).parents[2] / "nameserver.py"))["NameServer"]
+
+
+@pytest.fixture
+def nameserver() -> Iterator[Callable[..., Any]]:
+    """Starts name servers on loopback ports: ``nameserver({name: [address, …]})``."""
+    started: list[Any] = []
+
+    def start(names: Mapping[str, Sequence[str]]) -> Any:
+        started.append(NAME_SERVER(names).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
