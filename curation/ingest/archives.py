@@ -63,10 +63,10 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
     logging.getLogger("warcio").setLevel(logging.ERROR)  # it tells of every space in an address that it mends
     stream = Members(file, _begins_record) if file.read(len(GZIP)) == GZIP else None
     file.seek(0)
+    reader = _Lines(file if stream is None else io.BufferedReader(stream, _PIECE_BYTES))
     loader = ArcWarcRecordLoader(verify_http=False, arc2warc=False)
     place = 0
     while True:
-        reader = _Lines(file if stream is None else io.BufferedReader(stream, _PIECE_BYTES))
         in_order = True  # the reader stands behind a record, or at the start
         while line := reader.readline():
             if not line.strip():
