@@ -17,10 +17,12 @@ import pyarrow as pa
 
 from curation.export.objects import TARS, parts_of, unnamed_objects
 from curation.export.purge import pending
+from curation.ingest.crawl import Crawler
 from curation.ingest.fetch import FetchStage
 from curation.ingest.fetcher import PERMANENT, TRANSIENT
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
+from curation.ingest.takedown import Rules as Takedowns
 from curation.ingest.takedown import known_rules
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
@@ -39,6 +41,7 @@ from curation.store import (
     read_part,
     write_part,
 )
+from pipelines.crawl import crawl_pages, crawled_lines, crawls_to_do, refusing
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan
 from pipelines.models import describe_models
@@ -228,6 +231,7 @@ def _curate(
         take_down(pool, run, scratch, check, say, dry_run=options.dry_run)
         if recipe.sample_web is not None:
             _build_sample_web(recipe, options, say)
+        _crawl(recipe, pool, options, scratch, check=check, say=say)
         unregistered: list[Part] = []
         sources = _register(recipe, pool, scratch, unregistered if options.dry_run else None, say)
         mine = {name for name, _, _ in named_sources(recipe)}
@@ -428,6 +432,32 @@ def take_leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tup
 # Sources
 
 
+def _crawl(
+    recipe: CurateRecipe,
+    pool: Store,
+    options: Options,
+    scratch: Path,
+    *,
+    check: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Visit what sources of kind pages name and lead to, as far as it was not visited; a dry run asks for nothing."""
+    retried = options.retried()
+    crawls = crawls_to_do(named_sources(recipe), pool, retried)
+    if options.dry_run:
+        for crawl in crawls:
+            say(f"crawl {crawl.name!r}: not through; the command visits pages first, a dry run asks for none")
+    if options.dry_run or not crawls:
+        return
+    with ExitStack() as stack:
+        if recipe.sample_web is not None:
+            recipe = stack.enter_context(_served(recipe))
+        crawler = Crawler(recipe.fetch, taken_down=Takedowns(known_rules(pool)))
+        for crawl in crawls:
+            refuses = refusing(recipe.screen) if crawl.role == "pool" else lambda url: None
+            crawl_pages(crawl, pool, crawler, refuses=refuses, retried=retried, scratch=scratch, check=check, say=say)
+
+
 def _register(
     recipe: CurateRecipe, pool: Store, scratch: Path, unregistered: list[Part] | None, say: Callable[[str], None]
 ) -> pa.Table:
@@ -442,7 +472,13 @@ def _register(
         else:
             unregistered.append(Part("pool", "urls", shard))
 
-    sources = register(named_sources(recipe), previous, shard_rows=recipe.shard_rows, write=write)
+    sources = register(
+        named_sources(recipe),
+        previous,
+        shard_rows=recipe.shard_rows,
+        write=write,
+        crawled=lambda name: crawled_lines(pool, name),
+    )
     if previous is not None and sources.equals(previous):
         return sources
     before = {} if previous is None else {row["name"]: row["num_rows"] for row in previous.to_pylist()}

@@ -101,6 +101,7 @@ class Outcome:
     robots: str | None = None
     opt_out: str | None = None
     format: str | None = None
+    nofollow: bool = False
     hops: tuple[Hop, ...] = ()
 
     @property
@@ -121,6 +122,7 @@ class _Answer:
     opt_out: str | None = None
     body: bytes | None = None
     format: str | None = None
+    nofollow: bool = False  # of a page: its headers say that links on it should not be followed
     wait_s: float | None = None  # that the server asks for
     again: bool = False  # worth another attempt now
     started: bool = False  # headers have come
@@ -138,7 +140,7 @@ Read = Callable[[Any, _Answer], Awaitable[None]]
 
 
 class Fetcher:
-    """Fetches addresses inside one event loop.
+    """Fetches addresses of pictures inside one event loop.
 
     Args:
         config: of the stage.
@@ -148,6 +150,8 @@ class Fetcher:
         reached: is told which hosts answer.
         scratch: folder for large bodies that are under way.
     """
+
+    accept = "image/*,*/*;q=0.5"
 
     def __init__(
         self,
@@ -183,7 +187,7 @@ class Fetcher:
             timeout=aiohttp.ClientTimeout(total=None),
             headers={
                 "User-Agent": self.config.user_agent,
-                "Accept": "image/*,*/*;q=0.5",
+                "Accept": self.accept,
                 "Accept-Encoding": "identity",
             },
             auto_decompress=False,
@@ -224,10 +228,10 @@ class Fetcher:
         for _ in range(self.config.max_redirects + 1):
             if place.scheme not in ("http", "https") or not place.raw_host:
                 return Outcome(reason="bad_url", final_url=str(place), robots=state), _Answer()
-            state, failure = await self._may_fetch(place)
+            state, failure = await self._may_fetch(place, trail)
             if failure is not None:
                 return Outcome(reason=failure, final_url=str(place), robots=state), _Answer()
-            answer = await self._hop(place, trail, self._read_picture)
+            answer = await self._hop(place, trail, self._read_body)
             if answer.location is None:
                 outcome = Outcome(
                     body=answer.body,
@@ -238,6 +242,7 @@ class Fetcher:
                     robots=state,
                     opt_out=answer.opt_out,
                     format=answer.format,
+                    nofollow=answer.nofollow,
                 )
                 return outcome, answer
             target = _place(answer.location, place)
@@ -249,8 +254,12 @@ class Fetcher:
 
     # robots.txt
 
-    async def _may_fetch(self, place: URL) -> tuple[str | None, str | None]:
-        """State of robots.txt for an address, and the failure class where it may not be fetched."""
+    async def _may_fetch(self, place: URL, trail: _Trail) -> tuple[str | None, str | None]:
+        """State of robots.txt for an address, and the failure class where it may not be fetched.
+
+        ``trail`` says how it was come to, which decides nothing where any picture is as good as another.
+        """
+        del trail
         if self._taken_down.url(str(place)):
             return None, TAKEN_DOWN
         if not self.config.respect_robots:
@@ -292,6 +301,11 @@ class Fetcher:
                 return robots.Reply(answer.status or 0, answer.body or b"", failure)
 
     # One hop
+
+    def renew_patience(self) -> None:
+        """Further addresses, for which each host has all the time again; when it may be asked next stays as it is."""
+        for host in self._hosts.values():
+            host.renew_patience()
 
     def _host(self, place: URL) -> HostPace:
         # Who asks is of no matter, nor is the scheme: http and https without a port are one server.
@@ -391,7 +405,7 @@ class Fetcher:
         elif not 200 <= status < 300:
             answer.reason = "not_an_image"
 
-    async def _read_picture(self, response: ClientResponse, answer: _Answer) -> None:
+    async def _read_body(self, response: ClientResponse, answer: _Answer) -> None:
         """Headers first, then the body, no further than it looks like a picture and fits."""
         if self.config.respect_opt_out:
             answer.opt_out = robots.opt_out(response.headers.items(), self.config.agent)

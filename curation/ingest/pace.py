@@ -48,6 +48,11 @@ class HostPace:
                 self._next_at = now + self.interval_s
             yield closed
 
+    def renew_patience(self) -> None:
+        """Patience is as at the start."""
+        self._ends_at = None
+        self._refusals = self._postponements = self._failures = 0
+
     def slow_down(self, interval_s: float) -> None:
         """Keep at least this time between requests, as robots.txt asks."""
         self.interval_s = max(self.interval_s, interval_s)
