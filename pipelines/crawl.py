@@ -30,6 +30,7 @@ from curation.ingest.sources import SourceConfig, read_seeds
 from curation.schema import Part, Role
 from curation.stage import OutageError, digest_of
 from curation.store import LeaseLostError, Store, read_footer, read_part, write_part
+from pipelines.plan import SOURCES
 from pipelines.runner import StageFailedError
 from training.config import ConfigError
 
@@ -65,10 +66,17 @@ def crawls_to_do(named: Sequence[tuple[str, Role, SourceConfig]], pool: Store, r
         ConfigError: a source changed instead of being extended.
     """
     known = _known_parts(pool)
+    registered = read_part(pool, SOURCES, ["name", "kind"]).to_pylist() if pool.exists(SOURCES.path) else []
+    others = {row["name"]: row["kind"] for row in registered if row["kind"] != "pages"}
     found = []
     for name, role, config in named:
         if config.kind != "pages":
             continue
+        if name in others:
+            raise ConfigError(
+                f"{SECTION_OF_ROLE[role]}.{name}: the pool knows {name!r} as a source of kind {others[name]}; "
+                "use a new name or a new pool"
+            )
         parts = known.get(name, [])
         try:
             before = _said(pool, parts[-1]) if parts else {}

@@ -229,9 +229,7 @@ def _curate(
             check_lease(run, leases[1])
 
         take_down(pool, run, scratch, check, say, dry_run=options.dry_run)
-        if recipe.sample_web is not None:
-            _build_sample_web(recipe, options, say)
-        _crawl(recipe, pool, options, scratch, check=check, say=say)
+        _make_ready(recipe, pool, options, scratch, check=check, say=say)
         unregistered: list[Part] = []
         sources = _register(recipe, pool, scratch, unregistered if options.dry_run else None, say)
         mine = {name for name, _, _ in named_sources(recipe)}
@@ -391,13 +389,14 @@ def read_state(run: Store) -> dict[str, Any] | None:
 def _state(recipe: CurateRecipe, ledger: Ledger, before: dict[str, Any]) -> str:
     """What later commands need to know, as JSON; tables that this command has not reached stand as they did."""
     parts = {table: list(indices) for table, indices in ledger.task_parts.items()}
+    is_list = any(source.kind != "pages" for source in recipe.sources.values())  # truth goes by the lines of its list
     state = {
         "recipe": recipe.name,
         "pool": recipe.pool,
         "folders": {**before.get("folders", {}), **ledger.folders},
         "sources": ledger.source_ids,
         "parts": {**before.get("parts", {}), **parts},
-        "truth": f"{recipe.sample_web.path}/truth.parquet" if recipe.sample_web is not None else None,
+        "truth": f"{recipe.sample_web.path}/truth.parquet" if recipe.sample_web is not None and is_list else None,
     }
     return json.dumps(state, indent=1)
 
@@ -432,7 +431,7 @@ def take_leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tup
 # Sources
 
 
-def _crawl(
+def _make_ready(
     recipe: CurateRecipe,
     pool: Store,
     options: Options,
@@ -441,7 +440,9 @@ def _crawl(
     check: Callable[[], None],
     say: Callable[[str], None],
 ) -> None:
-    """Visit what sources of kind pages name and lead to, as far as it was not visited; a dry run asks for nothing."""
+    """Build the sample web, and visit what sources of kind pages name and lead to, as far as it was not visited."""
+    if recipe.sample_web is not None:
+        _build_sample_web(recipe, options, say)
     retried = options.retried()
     crawls = crawls_to_do(named_sources(recipe), pool, retried)
     if options.dry_run:

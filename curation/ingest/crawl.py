@@ -35,8 +35,11 @@ MAX_LINK_LETTERS = 2000  # longer ones are traps more often than pages
 _AT_ONCE = 16  # pages that come at once, of up to 8 MB each
 # Links to these are not followed: they would be asked for, and be no page.
 _NO_PAGES = frozenset(
-    (*PICTURE_SUFFIXES, ".avif", ".heic", ".svg", ".ico", ".pdf", ".zip", ".gz", ".tar", ".7z", ".rar", ".exe", ".dmg")
-    + (".mp3", ".mp4", ".avi", ".mov", ".webm", ".wav", ".css", ".js", ".json", ".xml", ".rss", ".csv", ".doc", ".docx")
+    (
+        *PICTURE_SUFFIXES,
+        *(".svg", ".ico", ".mp3", ".mp4", ".avi", ".mov", ".webm", ".wav", ".pdf", ".doc", ".docx", ".xls", ".xlsx"),
+        *(".zip", ".gz", ".tar", ".7z", ".rar", ".exe", ".dmg", ".css", ".js", ".json", ".xml", ".rss", ".csv"),
+    )
 )
 
 

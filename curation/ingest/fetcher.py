@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from curation.ingest import robots
 from curation.ingest.body import CODINGS, PictureBody, unpacked
@@ -176,7 +176,7 @@ class Fetcher:
         self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
 
-    async def __aenter__(self) -> Fetcher:
+    async def __aenter__(self) -> Self:
         import aiohttp
 
         # The system's look-ups take a thread each, and the loop's own pool is as small as the machine.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -164,10 +165,8 @@ class Frontier:
     def _note(self, url: str) -> None:
         self._known.add(url)
         self._num_known += 1
-        try:
+        with suppress(AddressError):  # a line of the source may be none
             self._hosts[parse_address(url).host] += 1
-        except AddressError:  # a seed that is none
-            pass
 
     def _level(self, depth: int) -> OrderedDict[str | int, Candidate]:
         return self._levels.setdefault(depth, OrderedDict())

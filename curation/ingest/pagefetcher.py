@@ -1,4 +1,4 @@
-"""Pages of HTML, fetched as pictures are: the same robots.txt, opt-out, pace, guard and patience; only the body differs."""
+"""Pages of HTML, fetched as pictures are: same robots.txt, opt-out, pace, guard and patience; another kind of body."""
 
 from __future__ import annotations
 

@@ -134,7 +134,7 @@ class _Server:
         if path == "/robots.txt":
             return {"status": site["robots_status"], "text": site["robots"] or "", "type": "text/plain"}
         if path == "/":
-            return {"text": _page(host, site["page"]), "type": "text/html"}
+            return {"text": _page(host, site["page"], self._links(host)), "type": "text/html"}
         spec = site["answers"].get(path)
         if spec is None:
             return {"status": 404, "text": "not found", "type": "text/plain"}
@@ -143,6 +143,11 @@ class _Server:
             if self.visits[host, path] <= spec["times"]:
                 return {"status": 429, "headers": {"Retry-After": "1"}, "text": "slow down", "type": "text/plain"}
         return dict(spec)
+
+    def _links(self, host: str) -> list[str]:
+        """The first host has the front page, which leads to all others and they back to it."""
+        front = min(self.hosts)
+        return [f"http://{other}/" for other in (sorted(self.hosts) if host == front else [front]) if other != host]
 
     def _body(self, spec: dict[str, Any]) -> bytes:
         if "text" in spec:
@@ -198,9 +203,10 @@ async def _pieces(spec: dict[str, Any], body: bytes) -> Any:
             yield body
 
 
-def _page(host: str, pictures: list[list[str]]) -> str:
+def _page(host: str, pictures: list[list[str]], links: list[str]) -> str:
+    anchors = "\n".join(f'<li><a href="{escape(url)}">{escape(url)}</a>' for url in links)
     images = "\n".join(f'<p><img src="{escape(url)}" alt="{escape(alt)}"></p>' for url, alt in pictures)
-    return f"<!DOCTYPE html>\n<title>{escape(host)}</title>\n<h1>{escape(host)}</h1>\n{images}\n"
+    return f"<!DOCTYPE html>\n<title>{escape(host)}</title>\n<h1>{escape(host)}</h1>\n{images}\n<ul>\n{anchors}\n</ul>\n"
 
 
 async def _serve(folder: Path, *, port: int, log: Path, parent: int) -> None:
