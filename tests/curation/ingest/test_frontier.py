@@ -1,4 +1,4 @@
-"""The order of a crawl, without a network: breadth first, the same whoever stops and goes on, and never past its caps."""
+"""The order of a crawl, without a network: breadth first, the same whoever stops and goes on, never past its caps."""
 
 import random
 
