@@ -20,6 +20,7 @@ from curation.export.purge import pending
 from curation.ingest.crawl import Crawler
 from curation.ingest.fetch import FetchStage
 from curation.ingest.fetcher import PERMANENT, TRANSIENT
+from curation.ingest.pagefetcher import OF_PAGES
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import Rules as Takedowns
@@ -108,10 +109,10 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
             if value not in names:
                 raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
     for value in options.retry:
-        if value not in ("transient", *TRANSIENT, *PERMANENT):
+        if value not in ("transient", *TRANSIENT, *PERMANENT, *OF_PAGES):
             raise ConfigError(
                 f"--retry {value!r} is no failure class; give transient ({', '.join(TRANSIENT)}) or one of these or "
-                f"of {', '.join(PERMANENT)}"
+                f"of {', '.join(PERMANENT)}; of pages also {', '.join(OF_PAGES)}"
             )
     if recipe.sample_web is None:
         _check_sources(recipe)

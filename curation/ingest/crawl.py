@@ -227,9 +227,15 @@ def visits_of(table: pa.Table) -> Iterator[Visit]:
 
 
 def lines_of(visits: Iterable[Visit]) -> Iterator[SourceLine]:
-    """The rows that registration takes: pictures in the order of visits and pages, and each page that was not read."""
+    """The rows that registration takes: pictures in the order of visits and pages, and each page that was not read.
+
+    A page that was visited again and failed again has one row.
+    """
+    failed: set[tuple[str, int, int]] = set()
     for visit in visits:
-        if visit.reason is not None and visit.reason != SAME_PAGE:
+        page = (visit.url, visit.depth, visit.seed)
+        if visit.reason is not None and visit.reason != SAME_PAGE and page not in failed:
+            failed.add(page)
             yield SourceLine(visit.url, None, broken_row(f"page not read: {visit.reason}", visit.url))
         at = visit.final_url or visit.url
         for place, image in enumerate(visit.images, 1):

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # What a page ends as beside what a picture may (``fetcher.TRANSIENT`` and ``PERMANENT``, without ``not_an_image``).
 NOT_A_PAGE = "not_a_page"
 OFF_DOMAIN = "off_domain"
+OF_PAGES = (NOT_A_PAGE, OFF_DOMAIN, "blocked_host", "blocked_url")
 
 Refuses = Callable[[str], str | None]
 

@@ -206,7 +206,9 @@ async def _pieces(spec: dict[str, Any], body: bytes) -> Any:
 def _page(host: str, pictures: list[list[str]], links: list[str]) -> str:
     anchors = "\n".join(f'<li><a href="{escape(url)}">{escape(url)}</a>' for url in links)
     images = "\n".join(f'<p><img src="{escape(url)}" alt="{escape(alt)}"></p>' for url, alt in pictures)
-    return f"<!DOCTYPE html>\n<title>{escape(host)}</title>\n<h1>{escape(host)}</h1>\n{images}\n<ul>\n{anchors}\n</ul>\n"
+    return (
+        f"<!DOCTYPE html>\n<title>{escape(host)}</title>\n<h1>{escape(host)}</h1>\n{images}\n<ul>\n{anchors}\n</ul>\n"
+    )
 
 
 async def _serve(folder: Path, *, port: int, log: Path, parent: int) -> None:

@@ -9,6 +9,7 @@ from curation.ingest import crawl as crawling
 from curation.ingest.archives import read_pages
 from curation.ingest.crawl import Crawler, lines_of, to_table, visits_of
 from curation.ingest.frontier import Frontier, Limits
+from curation.ingest.pace import HostPace
 from curation.ingest.pages import MAX_PAGE_BYTES
 from curation.ingest.takedown import Rule
 from curation.ingest.takedown import Rules as Takedowns
@@ -267,6 +268,27 @@ def test_failures_that_pass_are_tried_as_pictures_are(site):
     visits = site.crawl("http://www.site.test/", "http://www.site.test/broken")
     assert ends_of(visits) == [("/", None), ("/broken", "http_5xx")]
     assert len(tries) == 3
+
+
+def test_each_part_has_all_the_patience_again_and_no_host_is_asked_sooner():
+    async def closed(pace):
+        async with pace.turn() as why:
+            return why
+
+    async def run():
+        pace = HostPace(connections=1, interval_s=50.0, patience_s=100.0)
+        first = await closed(pace)
+        for _ in range(5):
+            pace.refused(429, None)
+        refused = await closed(pace)
+        pace.renew_patience()
+        waiting = asyncio.create_task(closed(pace))
+        await asyncio.sleep(0.05)
+        still_waits = not waiting.done()
+        waiting.cancel()
+        return first, refused, still_waits
+
+    assert asyncio.run(run()) == (None, "rate_limited", True)
 
 
 def test_the_table_gives_the_visits_back(site, monkeypatch):
