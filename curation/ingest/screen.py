@@ -3,8 +3,8 @@
 ``screen_keys`` judges each line on its own, once, and gives those that pass the 64-bit key of their address. Equal
 addresses are then found without holding them all: ``url_order`` holds the keys of some shards in order, a task of
 ``url_repeats`` reads one range of keys out of all parts, and ``url_duplicates`` brings what was found back to the order
-of lines. The least id of a key wins. Each key is written once and read once, in tasks of bounded memory, however many
-lines there are, and a list that is appended sorts its own shards only.
+of lines. The least id of a key wins. Each key is sorted once and read once, in tasks of bounded memory, however many
+lines there are, and a list that is appended sorts only its own shards and those of the last group.
 """
 
 from __future__ import annotations

@@ -153,6 +153,10 @@ def test_limits_leave_what_was_read_and_say_why():
     assert len(many.images) == MAX_ADDRESSES + 1
     assert len(many.links) == MAX_ADDRESSES
     assert many.images[-1].error == "a page with more than 10,000 pictures"
+    often = page_of("<img src=spacer.gif>" * 3 * MAX_ADDRESSES + "<img src=1.jpg>")
+    assert [(row.url, row.error) for row in often.images] == [
+        ("http://a.test/blog/spacer.gif", None), ("http://a.test/blog/1.jpg", None),
+    ]  # fmt: skip
     large = page_of(b"<img src=1.jpg>" + b" " * MAX_PAGE_BYTES + b"<img src=2.jpg>")
     assert [row.error for row in large.images] == [None, "a page of more than 8,388,608 bytes"]
     wide = page_of(b"<p>" + b"\x80" * (MAX_PAGE_BYTES // 2), "text/html; charset=latin-1")  # three bytes each as UTF-8
