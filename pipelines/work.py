@@ -125,7 +125,7 @@ class Tar:
         self._writer.close()
         check_leases(self._where)
         path = f"{self._folder}/{self._stem}-{self._writer.sha256[:16]}.tar"
-        self._store.create(path, self._path)  # the name holds the digest: one that is there already is this one
+        self._store.create_named(path, self._path)
         return path
 
 

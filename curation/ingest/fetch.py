@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -136,7 +137,7 @@ class FetchStage(ShardStage):
     section = "fetch"
     kind = "facts"
     reads = ("urls", "screened")
-    consults = (TAKEDOWNS,)
+    consults = (TAKEDOWNS, "images")
     writes = ("images", "fetch_log")
     after = "screened"
     transient = TRANSIENT
@@ -170,6 +171,7 @@ class FetchStage(ShardStage):
         taken_down = rules_of(io)
         named = {row["image_id"] for row in rows if taken_down.url(row["url"])}
         remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
+        self._know_hosts(io)
         outcomes = asyncio.run(self._fetch(remote, io.scratch, taken_down)) if remote else {}
         local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
@@ -197,6 +199,15 @@ class FetchStage(ShardStage):
             "images": pa.Table.from_pylist(images, schema=TABLES["images"].schema),
             "fetch_log": pa.Table.from_pylist(log, schema=TABLES["fetch_log"].schema),
         }
+
+    def _know_hosts(self, io: TaskIO) -> None:
+        """Where nothing was reached yet, hosts that an earlier command reached are known to be there."""
+        if self.reached.known:
+            return
+        images = io.table("images", ["ok", "final_url"])
+        for url in images.filter(images["ok"])["final_url"].drop_null().to_pylist():
+            parts = urlsplit(url)
+            self.reached.answered(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
     async def _fetch(self, rows: list[dict[str, Any]], scratch: Path, taken_down: Takedowns) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down in ``scratch`` as they come, so memory holds those in flight only."""
