@@ -95,6 +95,7 @@ def table(root, name, where="pool"):
     return pa.concat_tables([read_part(store, Part(where, name, index)) for index in indices])
 
 
+@pytest.mark.slow
 def test_every_row_of_a_hostile_site_has_its_class(site, names, root, tmp_path):
     location, stores = root
     rows = dict(site.rows())
@@ -108,7 +109,8 @@ def test_every_row_of_a_hostile_site_has_its_class(site, names, root, tmp_path):
         resolve=site.resolve,
         nameservers=[names.place],
         max_bytes=10_000_000,
-        timeout_s=2.5,
+        timeout_s=5.0,
+        concurrency=32,
     )
     places = [f"127.0.0.1:{site.port}", *stores]
     command = [sys.executable, str(TESTS / "hostile_run.py"), str(recipe), *places]
@@ -160,6 +162,7 @@ def many_names():
     site.stop()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("executor", ["inline", "ray"])
 def test_a_name_server_that_dies_stops_the_run_and_the_same_command_goes_on(many_names, tmp_path, executor):
     site, server = many_names

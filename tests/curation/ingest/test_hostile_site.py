@@ -11,7 +11,7 @@ from curation.ingest.fetch import FetchConfig
 from curation.ingest.fetcher import Fetcher
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[2] / "hostile_site.py"))
-TIMEOUT_S = 1.5
+TIMEOUT_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def ask(site, nameserver, contacts, tmp_path):
             "per_host_interval_s": 0.0,
             "backoff_s": 0.02,
             "timeout_s": TIMEOUT_S,
+            "concurrency": 24,
             "max_bytes": 4_000_000,
             **values,
         }
