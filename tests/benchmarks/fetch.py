@@ -42,6 +42,12 @@ GOAL = 2.0
 SIZES = (2_000, 12_000)
 NUM_HOSTS = 200
 ONE_MISSING_IN = 50
+# What the peer does with a picture beside storing it: nothing, or decoding it to tell its size (its ``resize_mode no``).
+PEERS = {
+    "img2dataset": {"disable_all_reencoding": True},
+    "img2dataset, decoded": {"resize_mode": "no", "skip_reencode": True},
+}
+SIDES = ("ours", *PEERS)
 PORT = 18_911
 PR_SET_CHILD_SUBREAPER = 36
 PACKAGES = ("aiohttp", "pyarrow")
@@ -143,7 +149,7 @@ def by_us(paths: list[str], folder: Path, server: int) -> tuple[float, dict[str,
     return spent, found
 
 
-def by_peer(paths: list[str], folder: Path, server: int, *, python: str) -> tuple[float, dict[str, str]]:
+def by_peer(paths: list[str], folder: Path, server: int, *, side: str, python: str) -> tuple[float, dict[str, str]]:
     """The same of img2dataset."""
     base = f"http://127.0.0.1:{PORT}"
     (folder / "urls.txt").write_text("\n".join(base + path for path in paths) + "\n")
@@ -153,7 +159,7 @@ def by_peer(paths: list[str], folder: Path, server: int, *, python: str) -> tupl
         "output_format": "webdataset",
         "processes_count": 1,
         "thread_count": 32,
-        "disable_all_reencoding": True,
+        **PEERS[side],
         "compute_hash": "sha256",
         "enable_wandb": False,
         "extract_exif": False,
@@ -190,7 +196,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=REPORT, help="where the numbers go")
     options = parser.parse_args()
     adopt_orphans()
-    spent: dict[str, dict[int, list[float]]] = {side: {size: [] for size in SIZES} for side in ("img2dataset", "ours")}
+    spent: dict[str, dict[int, list[float]]] = {side: {size: [] for size in SIZES} for side in SIDES}
     same = superset = True
     with tempfile.TemporaryDirectory(prefix="lvd-bench-fetch-") as temporary:
         folder = Path(temporary)
@@ -199,20 +205,21 @@ def main() -> int:
             for number in range(options.rounds):
                 for size in SIZES:
                     paths, got = paths_of(names, size), {}
-                    for side in ("img2dataset", "ours") if number % 2 else ("ours", "img2dataset"):
-                        work = folder / side
+                    for side in SIDES if number % 2 else SIDES[::-1]:
+                        work = folder / "work"
                         work.mkdir()
                         if side == "ours":
                             cpu_s, got[side] = by_us(paths, work, server.pid)
                         else:
-                            cpu_s, got[side] = by_peer(paths, work, server.pid, python=options.peer)
+                            cpu_s, got[side] = by_peer(paths, work, server.pid, side=side, python=options.peer)
                         spent[side][size].append(cpu_s)
                         shutil.rmtree(work)
                         told = f"{len(got[side]):,} of {size:,} pictures, {cpu_s:.1f} CPU s"
-                        print(f"round {number} {side:<12} {told}", flush=True)
-                    theirs, ours = got["img2dataset"], got["ours"]
-                    superset &= theirs.keys() <= ours.keys()
-                    same &= all(ours.get(path) == sha256 for path, sha256 in theirs.items())
+                        print(f"round {number} {side:<22}{told}", flush=True)
+                    ours = got.pop("ours")
+                    for theirs in got.values():
+                        superset &= theirs.keys() <= ours.keys()
+                        same &= all(ours.get(path) == sha256 for path, sha256 in theirs.items())
         finally:
             server.terminate()
             server.wait()
@@ -249,7 +256,7 @@ def main() -> int:
     options.json.parent.mkdir(parents=True, exist_ok=True)
     options.json.write_text(json.dumps(report, indent=1) + "\n")
     for side, value in slopes.items():
-        print(f"{side:<12}{value:>9.3f} CPU ms an address")
+        print(f"{side:<22}{value:>9.3f} CPU ms an address")
     print(f"same bytes of every picture that both have: {same}; all that the peer has: {superset}")
     is_ok = ratio >= GOAL and same and superset
     print(f"fetch ratio {ratio:.2f} goal {GOAL} {'ok' if is_ok else 'short'}")
