@@ -138,7 +138,7 @@ class FetchStage(ShardStage):
     section = "fetch"
     kind = "facts"
     reads = ("urls", "screened")
-    consults = (TAKEDOWNS, "images")
+    consults = (TAKEDOWNS,)
     writes = ("images", "fetch_log")
     after = "screened"
     transient = TRANSIENT
