@@ -3,7 +3,7 @@
     make bench NAME=fetch ARGS="--data FOLDER --peer PYTHON [--nginx NGINX]"
 
 FOLDER holds ``pool_imagenet_300.tar``; PYTHON is that of an environment with img2dataset; NGINX its binary. All sides
-have the same duty: a list of addresses in; tars with the bytes as they came, a row of metadata and a sha256 an address out.
+have the same duty: a list of addresses in; tars with the bytes as they came, metadata and a sha256 an address out.
 
     img2dataset, no resize   its ``resize_mode no`` with ``skip_reencode``: it decodes each picture and tells its size
     img2dataset, bytes only  its ``disable_all_reencoding``: whatever comes is stored, be it a picture or not
