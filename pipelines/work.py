@@ -125,7 +125,7 @@ class Tar:
         self._writer.close()
         check_leases(self._where)
         path = f"{self._folder}/{self._stem}-{self._writer.sha256[:16]}.tar"
-        self._store.create(path, self._path)  # the name holds the digest: one that is there already is this one
+        self._store.create_named(path, self._path)
         return path
 
 
@@ -143,7 +143,7 @@ class WorkerIO:
         self._where = where
         self._stores: dict[Root, Store] = {"pool": _store(where.pool), "run": _store(where.run)}
         self._allowed = {*stage.reads, *stage.writes, *stage.consults, *VERDICTS}
-        self._consulted = frozenset(stage.consults)
+        self._may_be_missing = frozenset((*stage.consults, *stage.writes))
 
     def part(self, table: str, index: int) -> Part:
         """The part of a table."""
@@ -154,11 +154,11 @@ class WorkerIO:
         return [self.part(table, index) for index in self._job.parts.get(table, ())]
 
     def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
-        """One part of a declared table; one that is only consulted may not be there, and is empty then."""
+        """One part of a declared table; one that is only consulted, or one's own, may be missing and is empty then."""
         name = table_of(part)
         if name not in self._allowed:
             raise StageError(f"stage {self._job.stage!r} reads {name!r} without declaring it")
-        if name in self._consulted and not self._stores[part.root].exists(part.path):
+        if name in self._may_be_missing and not self._stores[part.root].exists(part.path):
             empty = TABLES[name].schema.empty_table()
             return empty if columns is None else empty.select(list(columns))
         return read_part(self._stores[part.root], part, columns, within=within)

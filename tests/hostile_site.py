@@ -159,6 +159,13 @@ async def _fine(visit: Visit) -> None:
     await visit.reply(picture())
 
 
+def own(seed: int) -> Handler:
+    async def answer(visit: Visit) -> None:
+        await visit.reply(picture(seed))
+
+    return answer
+
+
 def _flood(piece: bytes, *headers: str, chunked: bool = False) -> Handler:
     async def flood(visit: Visit) -> None:
         coding = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {GIGABYTE}"
@@ -202,16 +209,16 @@ def _headed(*headers: str, status: str = "200 OK", body: bytes | None = None, le
     return headed
 
 
-def _slow(body: bytes) -> Handler:
+def slow(body: bytes) -> Handler:
     """So slowly that all who ask at once are under way together; its last piece comes after a second."""
 
-    async def slow(visit: Visit) -> None:
+    async def answer(visit: Visit) -> None:
         await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
         await visit.send(body[:-1])
         await asyncio.sleep(1.0)
         await visit.send(body[-1:])
 
-    return slow
+    return answer
 
 
 async def _silent(visit: Visit) -> None:
@@ -263,9 +270,9 @@ def cases() -> dict[str, Case]:
         "svg": _ends("not_an_image")(_headed("Content-Type: image/svg+xml", body=b"<svg xmlns='x'/>")),
         "empty": _ends("not_an_image")(_headed(body=b"")),
         "huge-robots": _ends(None, robots=_endless(_OK + b"\r\nUser-agent: *\nDisallow: /no\n", b"# " * 32768))(_fine),
-        "huge-robots-denies": _ends(
-            "robots_denied", robots=_endless(_OK + b"\r\n" + _DENY_ALL, b"Allow: /q\n" * 6000)
-        )(_fine),
+        "huge-robots-denies": _ends("robots_denied", robots=_endless(_OK + b"\r\n" + _DENY_ALL, b"Allow: /q\n" * 6000))(
+            _fine
+        ),
         "robots-bomb": _ends(None, "robots_unreachable", robots=_headed("Content-Encoding: gzip", body=bomb))(_fine),
         "robots-silent": _ends("robots_unreachable", robots=_silent)(_fine),
         "robots-drip": _ends("robots_unreachable", robots=_drip(_OK + b"\r\n" + _DENY_ALL))(_fine),
@@ -403,10 +410,8 @@ class HostileSite:
             self.asked[host] += 1
             if case is None:
                 await _fine(visit)
-            elif "evil" in path.lower() or (path.endswith("/") and case.ends == INSIDE):
-                await visit.reply(b"", status="404 None")
-            elif case.ends == INSIDE and not path.endswith(".png"):
-                await visit.reply(b"", status="404 None")
+            elif "evil" in path.lower() or (case.ends == INSIDE and not path.endswith(".png")):
+                await visit.reply(b"", status="404 None")  # where it redirected to, on the same host
             else:
                 await case.handler(visit)
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):

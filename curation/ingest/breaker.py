@@ -107,7 +107,8 @@ class Breaker:
         try:
             if len(self.reached.known) < _NUM_PROBES:
                 if len(self.reached.failed) >= self.config.breaker_hosts:
-                    raise OutageError(self._text("and no host was reached in between"))
+                    way_out = "; where these hosts are dead indeed, raise fetch.breaker_hosts"
+                    raise OutageError(self._text("and no host was reached in between") + way_out)
                 return
             waited_s, is_out = 0.0, False
             while not await self._probe():

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -170,7 +172,9 @@ class FetchStage(ShardStage):
         taken_down = rules_of(io)
         named = {row["image_id"] for row in rows if taken_down.url(row["url"])}
         remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
-        outcomes = asyncio.run(self._fetch(remote, io.scratch, taken_down)) if remote else {}
+        self._know_hosts(io)
+        spool = _Spool(io.scratch)
+        outcomes = asyncio.run(self._fetch(remote, spool, taken_down)) if remote else {}
         local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
             image_id = row["image_id"]
@@ -178,18 +182,17 @@ class FetchStage(ShardStage):
             if image_id in named:
                 outcome = Outcome(reason=TAKEN_DOWN)
             elif row["location"] is None:
-                outcome = outcomes[image_id]
-                path = _spooled(io.scratch, image_id)
-                data = path.read_bytes() if path.exists() else None
-                path.unlink(missing_ok=True)
+                outcome, data = outcomes[image_id], spool.get(image_id)
             else:
                 outcome, data = next(local)
-            if data is not None and taken_down.sha256(hashlib.sha256(data).hexdigest()):
-                outcome, data = replace(outcome, reason=TAKEN_DOWN, format=None), None
-            images.append(_image(image_id, outcome, data))
+            sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+            if sha256 is not None and taken_down.sha256(sha256):
+                outcome, data, sha256 = replace(outcome, reason=TAKEN_DOWN, format=None), None, None
+            images.append(_image(image_id, outcome, sha256, None if data is None else len(data)))
             if data is not None:
                 images[-1]["offset"] = tar.add(f"{image_id:018d}.{EXTENSIONS[str(outcome.format)]}", data)
             log.extend({"image_id": image_id, **vars(hop)} for hop in outcome.hops)
+        spool.close()
         path_of_tar = tar.close()
         for image in images:
             image["object"] = path_of_tar if image["ok"] else None
@@ -198,12 +201,21 @@ class FetchStage(ShardStage):
             "fetch_log": pa.Table.from_pylist(log, schema=TABLES["fetch_log"].schema),
         }
 
-    async def _fetch(self, rows: list[dict[str, Any]], scratch: Path, taken_down: Takedowns) -> dict[int, Outcome]:
-        """Outcomes by id; bodies are put down in ``scratch`` as they come, so memory holds those in flight only."""
+    def _know_hosts(self, io: TaskIO) -> None:
+        """Where nothing was reached yet, hosts that an earlier command reached are known to be there."""
+        if self.reached.known:
+            return
+        images = io.table("images", ["ok", "final_url"])
+        for url in images.filter(images["ok"])["final_url"].drop_null().to_pylist():
+            parts = urlsplit(url)
+            self.reached.answered(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+
+    async def _fetch(self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns) -> dict[int, Outcome]:
+        """Outcomes by id; bodies are put down as they come, so memory holds those in flight only."""
         outcomes: dict[int, Outcome] = {}
         try:
             while rows:
-                doubted = await self._fetch_once(rows, outcomes, scratch, taken_down)
+                doubted = await self._fetch_once(rows, outcomes, spool, taken_down)
                 rows = [row for row in rows if row["image_id"] in doubted]
                 if doubted:
                     self._forget_unreachable()
@@ -217,18 +229,20 @@ class FetchStage(ShardStage):
         self.rules = {place: rules for place, rules in self.rules.items() if rules.state != "unreachable"}
 
     async def _fetch_once(
-        self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], scratch: Path, taken_down: Takedowns
+        self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], spool: _Spool, taken_down: Takedowns
     ) -> set[int]:
         """Fetch rows; those that failed in an outage that passed."""
-        fetcher = Fetcher(self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached, scratch=scratch)
+        fetcher = Fetcher(
+            self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached, scratch=spool.scratch
+        )
         breaker = Breaker(self.fetch, self.reached, fetcher.is_there)
         fetcher.calm = breaker.calm
 
         async def one(row: dict[str, Any]) -> None:
             outcome = await fetcher.fetch(row["url"])
             if outcome.body is not None:
-                _spooled(scratch, row["image_id"]).write_bytes(outcome.body)
-            outcomes[row["image_id"]] = _without_body(outcome)
+                spool.put(row["image_id"], outcome.body)
+            outcomes[row["image_id"]] = replace(outcome, body=None)
             await breaker.count(row["image_id"], row["host"], outcome.reason)
 
         async with fetcher:
@@ -282,11 +296,11 @@ def _judge_local(data: bytes | None, max_bytes: int) -> tuple[Outcome, bytes | N
     return (Outcome(reason="not_an_image"), None) if found is None else (Outcome(format=found), data)
 
 
-def _image(image_id: int, outcome: Outcome, data: bytes | None) -> dict[str, Any]:
+def _image(image_id: int, outcome: Outcome, sha256: str | None, num_bytes: int | None) -> dict[str, Any]:
     """A row of ``images``, without where the bytes lie."""
     return {
         "image_id": image_id,
-        "ok": data is not None,
+        "ok": sha256 is not None,
         "reason": outcome.reason,
         "transient": outcome.transient,
         "http_status": outcome.http_status,
@@ -295,15 +309,33 @@ def _image(image_id: int, outcome: Outcome, data: bytes | None) -> dict[str, Any
         "robots": outcome.robots,
         "opt_out": outcome.opt_out,
         "format": outcome.format,
-        "sha256": None if data is None else hashlib.sha256(data).hexdigest(),
-        "num_bytes": None if data is None else len(data),
+        "sha256": sha256,
+        "num_bytes": num_bytes,
     }
 
 
-def _without_body(outcome: Outcome) -> Outcome:
-    values = {**vars(outcome), "body": None}
-    return Outcome(**values)
+class _Spool:
+    """Bodies of a shard in one file, in the order in which they came: a file each costs more than the fetch itself."""
 
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._path = scratch / "bodies"
+        self._file = self._path.open("w+b", buffering=0)
+        self._places: dict[int, tuple[int, int]] = {}  # offset and size, by id
+        self._end = 0
 
-def _spooled(scratch: Path, image_id: int) -> Path:
-    return scratch / f"{image_id:018d}.body"
+    def put(self, image_id: int, body: bytes) -> None:
+        """Put a body down; a later one of the same row stands for it."""
+        self._file.write(body)
+        self._places[image_id] = (self._end, len(body))
+        self._end += len(body)
+
+    def get(self, image_id: int) -> bytes | None:
+        """The body of a row; None where there is none."""
+        place = self._places.get(image_id)
+        return None if place is None else os.pread(self._file.fileno(), place[1], place[0])
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self._file.close()
+        self._path.unlink()

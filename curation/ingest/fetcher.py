@@ -167,8 +167,8 @@ class Fetcher:
         self._taken_down = Takedowns([]) if taken_down is None else taken_down
         self._reached = Reached() if reached is None else reached
         self._scratch = scratch
-        resolver = Resolver(config.nameservers)
-        self._guard = Guard(config.resolve, contact, resolver=resolver, checked=config.resolve_checked)
+        self._resolver = Resolver(config.nameservers)
+        self._guard = Guard(config.resolve, contact, resolver=self._resolver, checked=config.resolve_checked)
         self.is_there = self._guard.is_there
         self.calm = asyncio.Event()  # cleared by whoever wants no request to go out
         self.calm.set()
@@ -200,6 +200,7 @@ class Fetcher:
     ) -> None:
         await self._robots.close()
         await self._session.close()
+        await self._resolver.close()
 
     async def fetch(self, url: str) -> Outcome:
         """Fetch one address; every failure is an outcome, none is raised."""

@@ -36,7 +36,7 @@ _BAD_PORTS = frozenset(
 )
 _NUMERIC = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# What Python calls global and is not, in some version of it. The first two hold services of a cloud for its own machines.
+# What some version of Python calls global and is not; the first two hold services of clouds for their own machines.
 _NEVER = tuple(
     ipaddress.ip_network(network)
     for network in (

@@ -11,8 +11,12 @@ import ipaddress
 import socket
 import time
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from training.config import ConfigError
+
+if TYPE_CHECKING:
+    from aiodns import DNSResolver
 
 NUM_LOOKUPS = 32  # at once: a resolver that is flooded answers nobody
 _REMEMBER_S = 300.0
@@ -36,11 +40,12 @@ class Resolver:
 
     def __init__(self, nameservers: Sequence[str] = ()) -> None:
         self._nameservers = [_nameserver(place) for place in nameservers]
+        self._client: DNSResolver | None = None
         self._failed: dict[str, tuple[float, LookupFailedError]] = {}
         self._slots = asyncio.Semaphore(NUM_LOOKUPS)
 
     async def addresses(self, host: str, *, anew: bool = False) -> list[str]:
-        """Addresses of a name; ``anew`` asks again for what was seen to fail.
+        """Addresses of a name; ``anew`` asks again, whatever was answered before.
 
         Raises:
             LookupFailedError: it has none, or nobody answered.
@@ -50,30 +55,55 @@ class Resolver:
             raise failed[1]
         async with self._slots:
             try:
-                return list(dict.fromkeys(await (self._ask_servers(host) if self._nameservers else _ask_system(host))))
+                found = await self._ask(host, anew=anew)
             except LookupFailedError as error:
                 self._failed[host] = (time.monotonic(), error)
                 raise
+        return list(dict.fromkeys(found))
 
-    async def _ask_servers(self, host: str) -> list[str]:
-        import aiodns
-        import pycares
+    async def close(self) -> None:
+        """Ask nobody any more."""
+        if self._client is not None:
+            await self._client.close()
 
-        # One that is kept would answer from its own memory; to make one is cheap beside asking.
-        async with aiodns.DNSResolver(
-            nameservers=self._nameservers,
-            timeout=_TIMEOUT_S,
-            tries=_ROUNDS,
-            flags=pycares.ARES_FLAG_NOSEARCH,
-            lookups="b",  # name servers only
-        ) as resolver:
-            try:
-                found = await resolver.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
-            except aiodns.error.DNSError as error:
-                code, text = error.args
-                answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
+    async def _ask(self, host: str, *, anew: bool) -> list[str]:
+        if not self._nameservers:
+            return await _ask_system(host)
+        if anew:  # the one that is kept answers from its own memory
+            async with _client(self._nameservers) as client:
+                return await _ask_servers(client, host)
+        if self._client is None:
+            self._client = _client(self._nameservers)
+        return await _ask_servers(self._client, host)
+
+
+def _client(nameservers: Sequence[str]) -> DNSResolver:
+    import aiodns
+    import pycares
+
+    return aiodns.DNSResolver(
+        nameservers=nameservers,
+        timeout=_TIMEOUT_S,
+        tries=_ROUNDS,
+        flags=pycares.ARES_FLAG_NOSEARCH,
+        lookups="b",  # name servers only
+    )
+
+
+async def _ask_servers(client: DNSResolver, host: str) -> list[str]:
+    """Ask, and where nobody answered once more: one client of a thousand fails at its first question."""
+    import aiodns
+
+    for is_last in (False, True):
+        try:
+            found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
+            return [node.addr[0].decode() for node in found.nodes]
+        except aiodns.error.DNSError as error:
+            code, text = error.args
+            answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
+            if answered or is_last or code == aiodns.error.ARES_ETIMEOUT:
                 raise LookupFailedError(str(text), answered=answered) from None
-        return [node.addr[0].decode() for node in found.nodes]
+    raise AssertionError
 
 
 async def _ask_system(host: str) -> list[str]:

@@ -194,8 +194,10 @@ class MemoryIO:
         return [self.part(name, index) for name, index in sorted(self.tables) if name == table]
 
     def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
-        if part.folder == "takedowns" and ("takedowns", part.index) not in self.tables:
-            return TABLES["takedowns"].schema.empty_table()
+        consulted = part.folder in ("takedowns", "images") and (part.folder, part.index) not in self.tables
+        if consulted:
+            empty = TABLES[part.folder].schema.empty_table()
+            return empty if columns is None else empty.select(list(columns))
         table = rows_within(self.tables[part.folder, part.index], within)
         return table if columns is None else table.select(list(columns))
 

@@ -11,7 +11,7 @@ from curation.ingest.fetch import FetchConfig
 from curation.ingest.fetcher import Fetcher
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[2] / "hostile_site.py"))
-TIMEOUT_S = 1.5
+TIMEOUT_S = 3.0
 
 
 @pytest.fixture(scope="module")
@@ -36,6 +36,7 @@ def ask(site, nameserver, contacts, tmp_path):
             "per_host_interval_s": 0.0,
             "backoff_s": 0.02,
             "timeout_s": TIMEOUT_S,
+            "concurrency": 24,
             "max_bytes": 4_000_000,
             **values,
         }
@@ -63,7 +64,9 @@ def test_every_row_ends_with_its_class_and_nobody_else_is_contacted(site, ask):
     }
     assert wrong == {}
     assert time.monotonic() - started < 8 * TIMEOUT_S
-    assert not any(b"evil" in head.lower().split(b"\r\n", 1)[1] for head in site.heads)  # in no header but the first line
+    assert not any(
+        b"evil" in head.lower().split(b"\r\n", 1)[1] for head in site.heads
+    )  # in no header but the first line
     assert all(outcome.body is None or outcome.reason is None for outcome in outcomes)
 
 
@@ -75,7 +78,15 @@ def test_the_address_that_was_judged_is_the_one_that_is_asked(ask, site):
 
 
 def test_no_body_is_taken_further_than_it_has_to_be(site, ask):
-    names = ["gigabyte", "gigabyte-chunked", "gigabyte-of-text", "gzip-tail", "opt-out-flood", "huge-robots", "header-flood"]
+    names = [
+        "gigabyte",
+        "gigabyte-chunked",
+        "gigabyte-of-text",
+        "gzip-tail",
+        "opt-out-flood",
+        "huge-robots",
+        "header-flood",
+    ]
     site.sent.clear()
     ask([f"http://{site.host(name)}/0.png" for name in names])
     buffered = 8_000_000  # what may lie in buffers between here and there
@@ -104,7 +115,9 @@ def test_no_forbidden_address_is_asked_for_directly(site, ask, target):
     assert outcome.reason in ("forbidden_address", "bad_url", *no_name)
 
 
-@pytest.mark.parametrize("url", ["http://a.test/\udcff\udcfe.png", "http://\udcff.test/x", "http://a.test/\x00", "http://a\r\nb/"])
+@pytest.mark.parametrize(
+    "url", ["http://a.test/\udcff\udcfe.png", "http://\udcff.test/x", "http://a.test/\x00", "http://a\r\nb/"]
+)
 def test_an_address_that_is_no_text_is_a_row(ask, url):
     assert ask([url])[0].reason in ("bad_url", "dns")
 
@@ -123,7 +136,7 @@ def test_many_large_bodies_at_once_wait_on_disk(site, ask, tmp_path):
     import tracemalloc
 
     large = HOSTILE["picture"]() + b"\0" * 3_500_000
-    site.cases["large"] = HOSTILE["Case"](ends=(None,), handler=HOSTILE["_slow"](large))
+    site.cases["large"] = HOSTILE["Case"](ends=(None,), handler=HOSTILE["slow"](large))
     hosts = {f"large-{n}.hostile.test": site.cases["large"] for n in range(24)}
     site.cases.update({host.removesuffix(".hostile.test"): case for host, case in hosts.items()})
     ask.names.names.update(site.names)
