@@ -2,14 +2,19 @@
 
 import asyncio
 import gzip
+import runpy
+from pathlib import Path
 
 import pytest
 
 from curation.ingest import crawl as crawling
 from curation.ingest.archives import read_pages
 from curation.ingest.crawl import Crawler, lines_of, to_table, visits_of
+from curation.ingest.fetch import FetchConfig
+from curation.ingest.fetcher import PERMANENT, TRANSIENT
 from curation.ingest.frontier import Frontier, Limits
 from curation.ingest.pace import HostPace
+from curation.ingest.pagefetcher import OF_PAGES
 from curation.ingest.pages import MAX_PAGE_BYTES
 from curation.ingest.takedown import Rule
 from curation.ingest.takedown import Rules as Takedowns
@@ -321,3 +326,29 @@ def test_a_page_gives_what_an_archive_of_it_gives(site):
     out.seek(0)
     ((_, page),) = read_pages(out)
     assert [line.row for line in lines_of(site.crawl())] == list(page.images)
+
+
+def test_whatever_a_server_does_each_page_ends_and_nobody_else_is_contacted(contacts, nameserver):
+    hostile = runpy.run_path(str(Path(__file__).parents[2] / "hostile_site.py"))
+    site = hostile["HostileSite"]().start()
+    try:
+        recorder, names = type(contacts)(site.port), nameserver(site.names)
+        names.turns[hostile["REBINDS"]] = [["127.0.0.1"], ["169.254.169.254"], ["10.0.0.1"]]
+        config = FetchConfig(
+            resolve=site.resolve,
+            resolve_checked=True,
+            nameservers=[names.place],
+            per_host_interval_s=0.0,
+            backoff_s=0.01,
+            timeout_s=0.8,
+        )
+        seeds = list(dict.fromkeys(url for url, _ in site.rows()))
+        visits = []
+        frontier = Frontier(seeds, Limits(depth=1, max_pages=1000, max_pages_per_host=5))
+        asyncio.run(Crawler(config, contact=recorder).crawl(frontier, visits.extend, lambda url: None))
+    finally:
+        site.stop()
+    assert recorder.refused == []
+    assert [visit.seed for visit in visits if visit.depth == 0] == list(range(len(seeds)))
+    assert {visit.reason for visit in visits} <= {None, *TRANSIENT, *PERMANENT, *OF_PAGES}
+    assert to_table("s", visits).num_rows == len(visits)
