@@ -4,7 +4,8 @@ A list of old addresses is half dead, and that is a fact about its rows. A resol
 be marked. So failures alone stop nothing. They call for a probe of hosts that were reached before: where one of them
 can still be, the failures stand; where none can, and none for as long as ``fetch.breaker_patience_s``, the shard ends
 without a record. Rows that failed in an outage that passed are fetched again. Before any host was reached there is
-nobody to probe, and only a long row of failures, not one host reached among them, stops the shard.
+nobody to probe, and only a long row of failures, not one host reached among them, stops the shard: a much longer one
+where a name server answers, if only that there is no such name.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 UNREACHED = ("dns", "connection", "timeout", "robots_unreachable")
 _NUM_PROBES = 3  # hosts: one of them may be down by itself
 _MAX_KNOWN = 64
+_PATIENCE_WHERE_ANSWERED = 10  # times ``breaker_hosts``, before any host was reached
 
 Place = tuple[str, int]  # host and port
 
@@ -34,10 +36,16 @@ class Reached:
 
     known: dict[Place, None] = field(default_factory=dict)  # hosts that answered, the last one last
     failed: dict[str, None] = field(default_factory=dict)  # domains that did not, since any host answered
+    num_named: int = 0  # names that somebody had an answer for, since then
+
+    def named(self) -> None:
+        """A look-up was answered, if only by `no such name`."""
+        self.num_named += 1
 
     def answered(self, host: str, port: int) -> None:
         """A host sent headers."""
         self.failed.clear()
+        self.num_named = 0
         self.known.pop((host, port), None)
         self.known[host, port] = None
         if len(self.known) > _MAX_KNOWN:
@@ -106,7 +114,8 @@ class Breaker:
         self.calm.clear()
         try:
             if len(self.reached.known) < _NUM_PROBES:
-                if len(self.reached.failed) >= self.config.breaker_hosts:
+                times = _PATIENCE_WHERE_ANSWERED if self.reached.num_named else 1
+                if len(self.reached.failed) >= times * self.config.breaker_hosts:
                     way_out = "; where these hosts are dead indeed, raise fetch.breaker_hosts"
                     raise OutageError(self._text("and no host was reached in between") + way_out)
                 return

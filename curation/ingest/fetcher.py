@@ -167,7 +167,7 @@ class Fetcher:
         self._taken_down = Takedowns([]) if taken_down is None else taken_down
         self._reached = Reached() if reached is None else reached
         self._scratch = scratch
-        self._resolver = Resolver(config.nameservers)
+        self._resolver = Resolver(config.nameservers, self._reached.named)
         self._guard = Guard(config.resolve, contact, resolver=self._resolver, checked=config.resolve_checked)
         self.is_there = self._guard.is_there
         self.calm = asyncio.Event()  # cleared by whoever wants no request to go out

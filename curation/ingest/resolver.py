@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import socket
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from training.config import ConfigError
@@ -36,10 +36,14 @@ class LookupFailedError(OSError):
 
 
 class Resolver:
-    """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes."""
+    """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes.
 
-    def __init__(self, nameservers: Sequence[str] = ()) -> None:
+    ``answered`` is told whenever somebody had an answer, if only that there is no such name.
+    """
+
+    def __init__(self, nameservers: Sequence[str] = (), answered: Callable[[], None] = lambda: None) -> None:
         self._nameservers = [_nameserver(place) for place in nameservers]
+        self._answered = answered
         self._client: DNSResolver | None = None
         self._failed: dict[str, tuple[float, LookupFailedError]] = {}
         self._slots = asyncio.Semaphore(NUM_LOOKUPS)
@@ -58,7 +62,10 @@ class Resolver:
                 found = await self._ask(host, anew=anew)
             except LookupFailedError as error:
                 self._failed[host] = (time.monotonic(), error)
+                if error.answered:
+                    self._answered()
                 raise
+        self._answered()
         return list(dict.fromkeys(found))
 
     async def close(self) -> None:

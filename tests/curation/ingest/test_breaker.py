@@ -94,6 +94,14 @@ def test_before_any_host_was_reached_only_a_long_row_of_failures_stops():
         count(breaker, [(f"www.h{n}", "dns") for n in range(10)])
 
 
+def test_where_a_name_server_answers_the_row_must_be_longer():
+    breaker, _ = make(there=False, breaker_hosts=10)
+    breaker.reached.named()
+    count(breaker, [(f"www.h{n}", "dns") for n in range(99)])
+    with pytest.raises(OutageError, match=r"raise fetch\.breaker_hosts"):
+        count(breaker, [(f"www.h{n}", "dns") for n in range(99, 101)])
+
+
 def test_an_outage_that_passes_is_waited_for_and_its_rows_go_again():
     breaker, _ = make(there=[False, False, False, True, True, True], known=KNOWN, breaker_hosts=10)
     breaker.config = FetchConfig(breaker_hosts=10, breaker_patience_s=1.0, timeout_s=0.2)
@@ -144,6 +152,37 @@ def test_a_half_dead_list_is_fetched(named_web, memory_io, fast_config):
     images = FetchStage(fast_config(**settings)).run(0, memory_io)["images"].to_pylist()
     assert [image["reason"] for image in images] == [None, "dns"] * 100
     assert len([name for name in server.asked if name.startswith("gone")]) == 100
+
+
+@pytest.mark.parametrize("is_alive", [True, False])
+def test_a_shard_of_dead_hosts_only(named_web, memory_io, fast_config, is_alive):
+    """That there is no such name is an answer; that nobody answers is none."""
+    server, settings, _ = named_web
+    urls = [f"http://gone{n}.d{n}.test/x" for n in range(60)]
+    put_urls(memory_io, urls)
+    stage = FetchStage(fast_config(**settings))
+    if is_alive:
+        assert [image["reason"] for image in stage.run(0, memory_io)["images"].to_pylist()] == ["dns"] * 60
+        return
+    server.stop()
+    with pytest.raises(OutageError, match=r"20 of the last 20 hosts failed \(20 dns\) and no host was reached"):
+        stage.run(0, memory_io)
+
+
+def test_hosts_that_an_earlier_command_reached_are_known(named_web, memory_io, fast_config):
+    """So that rows that failed once, all tried again, are told from an outage."""
+    server, settings, urls = named_web
+    put_urls(memory_io, urls)
+    images = FetchStage(fast_config(**settings)).run(0, memory_io)["images"]
+    memory_io.tables["images", 0] = images
+    memory_io.ask_for([n for n in range(len(urls)) if n % 2])
+    stage = FetchStage(fast_config(**settings))
+    again = stage.run(0, memory_io)["images"]
+    assert set(again["reason"].to_pylist()) == {"dns"}
+    assert len(stage.reached.known) == 64
+    server.stop()
+    with pytest.raises(OutageError, match="and hosts reached before cannot be reached now"):
+        FetchStage(fast_config(**settings)).run(0, memory_io)
 
 
 def test_a_name_server_that_dies_ends_the_shard_without_a_record(named_web, memory_io, fast_config):
