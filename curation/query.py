@@ -84,6 +84,8 @@ def _select(table: Table, files: Sequence[Path], source_ids: Collection[int]) ->
     where = ""
     if table.name == "sources":
         where = f" WHERE source_id IN ({', '.join(map(str, sorted(source_ids)))})" if source_ids else " WHERE false"
+    if table.name == "pages":
+        where = " WHERE source IN (SELECT name FROM sources)"
     grown = ", union_by_name = true" if table.name == "urls" else ""  # its parts of before lack columns
     return f"SELECT * FROM read_parquet({_list(files)}{grown}){where}"
 

@@ -26,6 +26,10 @@ from training.config import Config
 DEFAULT_MEMORY_BYTES = 1_500_000_000  # of one task; a recipe says another in execution.task_memory_mb
 
 
+class OutageError(RuntimeError):
+    """What a stage needs from outside cannot be had: nothing was recorded, and trying again at once would not help."""
+
+
 def digest_of(value: Any) -> str:
     """sha256 of the canonical JSON of plain data, hex."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -192,6 +196,10 @@ class ShardStage(Stage):
 
     kind: ClassVar[str]  # facts | verdict | output
     after: ClassVar[str | None] = None
+    # Of facts that visit other people's servers: failure classes (column ``reason`` of the first table) that may pass.
+    # A command that is told to retry computes these rows once more; all others are carried over.
+    transient: ClassVar[tuple[str, ...]] = ()
+    permanent: ClassVar[tuple[str, ...]] = ()
 
     def setup(self) -> None:
         """Load what is needed once a worker: weights, sessions, fits are read through ``io`` on first use."""

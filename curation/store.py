@@ -64,6 +64,9 @@ class Store(Protocol):
     def create(self, path: str, source: Path) -> bool:
         """Store a file under a name that nothing has; False when something has it."""
 
+    def create_named(self, path: str, source: Path) -> None:
+        """Store a file, however large, under a name that holds its digest: one that is there already is this one."""
+
     def replace(self, path: str, source: Path, tag: str | None) -> bool:
         """Swap the object for a file, if it is still the one with this tag; False when it is not."""
 
@@ -75,6 +78,10 @@ class Store(Protocol):
 
     def sweep(self) -> None:
         """Remove what a killed writer left beside."""
+
+
+_PUT_BYTES = 16 << 20  # of a part; ten thousand of them are the largest object
+_PUTS_AT_ONCE = 2
 
 
 class LocalStore:
@@ -117,6 +124,9 @@ class LocalStore:
             beside.unlink()
         _sync_folder(target.parent)
         return True
+
+    def create_named(self, path: str, source: Path) -> None:  # noqa: D102
+        self.create(path, source)
 
     def replace(self, path: str, source: Path, tag: str | None) -> bool:  # noqa: D102
         beside, target = self._beside(path, source)
@@ -210,6 +220,22 @@ class S3Store:
         finally:
             source.unlink(missing_ok=True)
         return True
+
+    def create_named(self, path: str, source: Path) -> None:  # noqa: D102
+        import obstore
+
+        if source.stat().st_size <= _PUT_BYTES:
+            self.create(path, source)
+            return
+        # One put would hold the file in memory, and ends at 5 GB. In parts nothing can be asked to be absent, and
+        # nothing has to be: whoever writes this name writes these bytes.
+        try:
+            if not self.exists(path):
+                obstore.put(
+                    self._client, path, source, use_multipart=True, chunk_size=_PUT_BYTES, max_concurrency=_PUTS_AT_ONCE
+                )
+        finally:
+            source.unlink(missing_ok=True)
 
     def replace(self, path: str, source: Path, tag: str | None) -> bool:  # noqa: D102
         import obstore

@@ -70,6 +70,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--limit", type=int, metavar="N", help="take the first N shards of the sources only")
     sub.add_argument("--dry-run", action="store_true", help="print what is missing and what is stale, do nothing")
     sub.add_argument("--redo", action="append", default=[], metavar="STAGE", help="do this stage again")
+    sub.add_argument(
+        "--retry",
+        action="append",
+        default=[],
+        metavar="transient|CLASS",
+        help="fetch rows again that failed with this class, or with any that may pass; all else stays",
+    )
     sub.add_argument("--json", action="store_true", help="print the end of the run as JSON")
 
     sub = command("train", _train, "train what a recipe describes, from where it stands")
@@ -157,7 +164,8 @@ def _curate(options: argparse.Namespace) -> int:
         options.overrides = [*options.overrides, f"execution.max_shards={options.limit}"]
     recipe = _recipe(options)
     say = (lambda text: print(text, file=sys.stderr, flush=True)) if options.json else _say
-    outcome = curate(recipe, Options(until=options.until, redo=tuple(options.redo), dry_run=options.dry_run), say)
+    asked = Options(until=options.until, redo=tuple(options.redo), retry=tuple(options.retry), dry_run=options.dry_run)
+    outcome = curate(recipe, asked, say)
     if options.dry_run:
         print("\n".join(describe_plan(outcome.lines)))
         return 0

@@ -29,7 +29,7 @@ from curation.schema import (
 )
 from curation.stage import ShardStage, Stage, Task, digest_of
 from curation.store import Footer, Store, read_footer, read_part
-from pipelines.work import Job, Origin, covered
+from pipelines.work import Job, Origin, covered, failed_with
 
 SOURCES = Part("pool", "sources", 0)
 
@@ -53,6 +53,7 @@ class Ledger:
     unregistered: frozenset[Part] = frozenset()  # of a dry run: lines that would be registered
     last_folders: Mapping[str, str] = field(default_factory=dict)  # of the command before this one
     redo: frozenset[str] = frozenset()
+    retry: frozenset[str] = frozenset()  # failure classes
     max_shards: int | None = None  # of pool sources together
     folders: dict[str, str] = field(default_factory=dict)
     task_parts: dict[str, tuple[int, ...]] = field(default_factory=dict)
@@ -209,7 +210,7 @@ class Ledger:
         origin = _origin(stage, inputs)
         parts = tuple(self.part(table, shard) for table in stage.writes)
         why = self._why(stage, parts, origin) or (
-            self._uncovered(stage, parts, shard) if stage.kind == "facts" else None
+            self._uncovered(stage, parts, shard) or self._failed(stage, parts[0]) if stage.kind == "facts" else None
         )
         return None if why is None else Undone(job=self._job(stage, origin, parts, shard=shard), why=why)
 
@@ -290,6 +291,23 @@ class Ledger:
         count = pc.sum(missing).as_py() or 0
         return f"{count:,} rows let in" if count else None
 
+    def _classes(self, stage: Stage) -> tuple[str, ...]:
+        """Failure classes that a stage knows and the command retries."""
+        known = (*stage.transient, *stage.permanent) if isinstance(stage, ShardStage) else ()
+        return tuple(name for name in known if name in self.retry)
+
+    def _failed(self, stage: ShardStage, part: Part) -> str | None:
+        """Rows that are to be tried again, once a command."""
+        classes = self._classes(stage)
+        if not classes or stage.after is None or part in self._redone:
+            return None
+        verdict = self.actual(self.part(stage.after, part.index))
+        rows = read_part(self.stores["run"], verdict, ["image_id", "keep"])
+        facts = read_part(self.stores[part.root], part, ["image_id", "reason"])
+        failed = facts.filter(failed_with(facts, classes))["image_id"]
+        count = pc.sum(pc.is_in(failed, value_set=rows.filter(rows["keep"])["image_id"].combine_chunks())).as_py() or 0
+        return f"{count:,} rows to retry" if count else None
+
     def _job(
         self,
         stage: Stage,
@@ -311,6 +329,7 @@ class Ledger:
             function=function,
             args=args or {},
             fresh=any(self._to_redo(stage, part) for part in parts),
+            retry=() if parts[0] in self._redone else self._classes(stage),
         )
 
 

@@ -2,7 +2,7 @@
 
 One loop serves both. A job that fails is run again; a worker that dies is replaced and its job run again; a job that
 lasts far longer than its like is run twice (never one that visits other people's servers). A stage whose jobs keep
-failing stops the run.
+failing stops the run, and so does an outage of what it needs from outside, at once.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StageFailedError(RuntimeError):
 class Failure:
     """Why a job did not end."""
 
-    kind: str  # config | lease | task | death
+    kind: str  # config | outage | lease | task | death
     message: str
     trace: str = ""
 
@@ -305,6 +305,8 @@ class Scheduler:
             raise ConfigError(failure.message.removeprefix("ConfigError: "))
         if failure.kind == "lease":
             raise LeaseLostError(failure.message)
+        if failure.kind == "outage":
+            raise StageFailedError(f"{entry.job.label}: {failure.message.removeprefix('OutageError: ')}")
         entry.deaths += failure.kind == "death"
         entry.tries += failure.kind != "death"
         print(f"  {entry.job.label}: {failure.message}; trying again", file=sys.stderr, flush=True)

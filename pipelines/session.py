@@ -17,9 +17,13 @@ import pyarrow as pa
 
 from curation.export.objects import TARS, parts_of, unnamed_objects
 from curation.export.purge import pending
+from curation.ingest.crawl import Crawler
 from curation.ingest.fetch import FetchStage
+from curation.ingest.fetcher import PERMANENT, TRANSIENT
+from curation.ingest.pagefetcher import OF_PAGES
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source
+from curation.ingest.takedown import Rules as Takedowns
 from curation.ingest.takedown import known_rules
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
@@ -38,6 +42,7 @@ from curation.store import (
     read_part,
     write_part,
 )
+from pipelines.crawl import crawl_pages, crawled_lines, crawls_to_do, refusing
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan
 from pipelines.models import describe_models
@@ -61,7 +66,12 @@ class Options:
 
     until: str | None = None
     redo: tuple[str, ...] = ()
+    retry: tuple[str, ...] = ()  # ``transient``, or failure classes
     dry_run: bool = False
+
+    def retried(self) -> frozenset[str]:
+        """The failure classes whose rows are fetched again."""
+        return frozenset(name for value in self.retry for name in (TRANSIENT if value == "transient" else (value,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +108,12 @@ def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -
         for value in values:
             if value not in names:
                 raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
+    for value in options.retry:
+        if value not in ("transient", *TRANSIENT, *PERMANENT, *OF_PAGES):
+            raise ConfigError(
+                f"--retry {value!r} is no failure class; give transient ({', '.join(TRANSIENT)}) or one of these or "
+                f"of {', '.join(PERMANENT)}; of pages also {', '.join(OF_PAGES)}"
+            )
     if recipe.sample_web is None:
         _check_sources(recipe)
     for stage in stages:
@@ -136,13 +152,13 @@ def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -
     if _purges_originals(recipe, options):
         preflight(recipe, build_stages(recipe), options)
         looked = _curate(recipe, replace(options, until=LookStage.name), say)
-        later = replace(options, redo=_after_look(recipe, options))
+        later = replace(options, redo=_after_look(recipe, options), retry=())
         outcome = _joined(looked, _curate(recipe, later, say, is_looked_at=True))
     else:
         outcome = _curate(recipe, options, say)
     if options.dry_run or not outcome.summary.num_jobs or not pending(open_store(recipe.pool)):
         return outcome
-    return _joined(outcome, _curate(recipe, replace(options, redo=()), say))
+    return _joined(outcome, _curate(recipe, replace(options, redo=(), retry=()), say))
 
 
 def _joined(first: Outcome, second: Outcome) -> Outcome:
@@ -214,8 +230,7 @@ def _curate(
             check_lease(run, leases[1])
 
         take_down(pool, run, scratch, check, say, dry_run=options.dry_run)
-        if recipe.sample_web is not None:
-            _build_sample_web(recipe, options, say)
+        _make_ready(recipe, pool, options, scratch, check=check, say=say)
         unregistered: list[Part] = []
         sources = _register(recipe, pool, scratch, unregistered if options.dry_run else None, say)
         mine = {name for name, _, _ in named_sources(recipe)}
@@ -225,6 +240,7 @@ def _curate(
             registered=sources,
             source_ids={row["name"]: row["source_id"] for row in sources.to_pylist() if row["name"] in mine},
             redo=frozenset(options.redo),
+            retry=options.retried(),
             max_shards=recipe.execution.max_shards,
             last_folders=before.get("folders", {}),
             unregistered=frozenset(unregistered),
@@ -374,13 +390,14 @@ def read_state(run: Store) -> dict[str, Any] | None:
 def _state(recipe: CurateRecipe, ledger: Ledger, before: dict[str, Any]) -> str:
     """What later commands need to know, as JSON; tables that this command has not reached stand as they did."""
     parts = {table: list(indices) for table, indices in ledger.task_parts.items()}
+    is_list = any(source.kind != "pages" for source in recipe.sources.values())  # truth goes by the lines of its list
     state = {
         "recipe": recipe.name,
         "pool": recipe.pool,
         "folders": {**before.get("folders", {}), **ledger.folders},
         "sources": ledger.source_ids,
         "parts": {**before.get("parts", {}), **parts},
-        "truth": f"{recipe.sample_web.path}/truth.parquet" if recipe.sample_web is not None else None,
+        "truth": f"{recipe.sample_web.path}/truth.parquet" if recipe.sample_web is not None and is_list else None,
     }
     return json.dumps(state, indent=1)
 
@@ -415,6 +432,34 @@ def take_leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tup
 # Sources
 
 
+def _make_ready(
+    recipe: CurateRecipe,
+    pool: Store,
+    options: Options,
+    scratch: Path,
+    *,
+    check: Callable[[], None],
+    say: Callable[[str], None],
+) -> None:
+    """Build the sample web, and visit what sources of kind pages name and lead to, as far as it was not visited."""
+    if recipe.sample_web is not None:
+        _build_sample_web(recipe, options, say)
+    retried = options.retried()
+    crawls = crawls_to_do(named_sources(recipe), pool, retried)
+    if options.dry_run:
+        for crawl in crawls:
+            say(f"crawl {crawl.name!r}: not through; the command visits pages first, a dry run asks for none")
+    if options.dry_run or not crawls:
+        return
+    with ExitStack() as stack:
+        if recipe.sample_web is not None:
+            recipe = stack.enter_context(_served(recipe))
+        crawler = Crawler(recipe.fetch, taken_down=Takedowns(known_rules(pool)))
+        for crawl in crawls:
+            refuses = refusing(recipe.screen) if crawl.role == "pool" else lambda url: None
+            crawl_pages(crawl, pool, crawler, refuses=refuses, retried=retried, scratch=scratch, check=check, say=say)
+
+
 def _register(
     recipe: CurateRecipe, pool: Store, scratch: Path, unregistered: list[Part] | None, say: Callable[[str], None]
 ) -> pa.Table:
@@ -429,7 +474,13 @@ def _register(
         else:
             unregistered.append(Part("pool", "urls", shard))
 
-    sources = register(named_sources(recipe), previous, shard_rows=recipe.shard_rows, write=write)
+    sources = register(
+        named_sources(recipe),
+        previous,
+        shard_rows=recipe.shard_rows,
+        write=write,
+        crawled=lambda name: crawled_lines(pool, name),
+    )
     if previous is not None and sources.equals(previous):
         return sources
     before = {} if previous is None else {row["name"]: row["num_rows"] for row in previous.to_pylist()}

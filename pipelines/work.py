@@ -30,7 +30,7 @@ from curation.schema import (
     source_of_shard,
     table_of,
 )
-from curation.stage import DEFAULT_MEMORY_BYTES, ShardStage, Stage
+from curation.stage import DEFAULT_MEMORY_BYTES, OutageError, ShardStage, Stage
 from curation.store import Footer, Store, Within, check_lease, open_store, read_footer, read_part, write_part
 from pipelines.scratch import scratch_folder
 from training.data.tars import TarWriter
@@ -80,6 +80,7 @@ class Job:
     function: str | None = None  # module:name of a task; None for a shard
     args: Mapping[str, Any] = field(default_factory=dict)
     fresh: bool = False  # carry nothing over: the user asked for it again
+    retry: tuple[str, ...] = ()  # failure classes whose rows are not carried over
 
     @property
     def label(self) -> str:
@@ -124,7 +125,7 @@ class Tar:
         self._writer.close()
         check_leases(self._where)
         path = f"{self._folder}/{self._stem}-{self._writer.sha256[:16]}.tar"
-        self._store.create(path, self._path)  # the name holds the digest: one that is there already is this one
+        self._store.create_named(path, self._path)
         return path
 
 
@@ -142,7 +143,7 @@ class WorkerIO:
         self._where = where
         self._stores: dict[Root, Store] = {"pool": _store(where.pool), "run": _store(where.run)}
         self._allowed = {*stage.reads, *stage.writes, *stage.consults, *VERDICTS}
-        self._consulted = frozenset(stage.consults)
+        self._may_be_missing = frozenset((*stage.consults, *stage.writes))
 
     def part(self, table: str, index: int) -> Part:
         """The part of a table."""
@@ -153,11 +154,11 @@ class WorkerIO:
         return [self.part(table, index) for index in self._job.parts.get(table, ())]
 
     def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
-        """One part of a declared table; one that is only consulted may not be there, and is empty then."""
+        """One part of a declared table; one that is only consulted, or one's own, may be missing and is empty then."""
         name = table_of(part)
         if name not in self._allowed:
             raise StageError(f"stage {self._job.stage!r} reads {name!r} without declaring it")
-        if name in self._consulted and not self._stores[part.root].exists(part.path):
+        if name in self._may_be_missing and not self._stores[part.root].exists(part.path):
             empty = TABLES[name].schema.empty_table()
             return empty if columns is None else empty.select(list(columns))
         return read_part(self._stores[part.root], part, columns, within=within)
@@ -270,7 +271,8 @@ def _run_shard(stage: ShardStage, io: WorkerIO, job: Job) -> tuple[dict[Part, pa
         io.rows = wanted
         if stage.kind == "facts":
             carried = {} if job.fresh else _carried(io, job)
-            io.rows = _missing(wanted, [carried[name] for name in carried if name not in LOGS])
+            held = [carried[name] for name in carried if name not in LOGS]
+            io.rows = _missing(wanted, [table.filter(pc.invert(failed_with(table, job.retry))) for table in held])
     fresh = stage.run(io.shard, io)
     made = {}
     for part, name in zip(job.writes, stage.writes, strict=True):
@@ -279,8 +281,9 @@ def _run_shard(stage: ShardStage, io: WorkerIO, job: Job) -> tuple[dict[Part, pa
         _check(stage, name, table, io)
         if name in carried:
             old = carried[name]
-            kept = pc.invert(pc.is_in(old["image_id"], value_set=io.rows["image_id"].combine_chunks()))
-            table = pa.concat_tables([old.filter(kept).cast(table.schema), table])
+            if name not in LOGS:  # every visit was made
+                old = old.filter(pc.invert(pc.is_in(old["image_id"], value_set=io.rows["image_id"].combine_chunks())))
+            table = pa.concat_tables([old.cast(table.schema), table])
             order = pc.sort_indices(table, sort_keys=[("image_id", "ascending")])
             table = table.take(order)
         made[part] = table
@@ -299,6 +302,13 @@ def _carried(io: WorkerIO, job: Job) -> dict[str, pa.Table]:
             return {}
         tables[name] = read_part(io._stores[part.root], part)
     return tables
+
+
+def failed_with(facts: pa.Table, classes: Sequence[str]) -> pa.Array:
+    """Which rows of a facts table failed with one of these classes."""
+    if not classes or "reason" not in facts.column_names:
+        return pa.array([False] * facts.num_rows, pa.bool_())
+    return pc.is_in(facts["reason"], value_set=pa.array(classes, pa.string()))
 
 
 def _missing(wanted: pa.Table, tables: Sequence[pa.Table]) -> pa.Table:
@@ -358,11 +368,13 @@ def _commit(table: pa.Table, part: Part, job: Job, where: Where, scratch: Path) 
     return footer
 
 
-def kind_of(error: BaseException) -> Literal["config", "lease", "task"]:
+def kind_of(error: BaseException) -> Literal["config", "outage", "lease", "task"]:
     """How the runner answers an error of a job."""
     from curation.store import LeaseLostError
     from training.config import ConfigError
 
     if isinstance(error, ConfigError):
         return "config"
+    if isinstance(error, OutageError):
+        return "outage"
     return "lease" if isinstance(error, LeaseLostError) else "task"

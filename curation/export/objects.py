@@ -83,7 +83,7 @@ def rewritten(store: Store, place: Place, table: pa.Table, dropped: pa.Array, *,
             offsets[row] = writer.add(name, member[_HEADER_BYTES:])
         writer.close()
         new = f"{place.folder}/{shard:09d}-{writer.sha256[:16]}.tar"
-        store.create(new, file)  # the name holds the digest: one that is there already is this one
+        store.create_named(new, file)
         for row in rows:
             paths[row] = new
     for name, values in ((place.object, paths), (place.offset, offsets)):

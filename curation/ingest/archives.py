@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from curation.ingest.encoding import unpacked
 from curation.ingest.gzips import GZIP, Members
 from curation.ingest.lists import Lines
-from curation.ingest.pages import MAX_PAGE_BYTES, Page, read_page
+from curation.ingest.pages import MAX_PAGE_BYTES, Page, is_html, page_of_body
 from curation.ingest.rows import broken_row
 from curation.ingest.wat import WatError, read_metadata
 from training.data.files import open_file, raise_failure
@@ -29,8 +29,6 @@ _PIECE_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 16  # of headers
 _MAX_HEADERS = 1000
 _RECORD = re.compile(rb"WARC/[01]\.\d+\s*$|[a-z]+:\S.* [0-9a-f.:]+ \d{8,} \S+ \S+\s*$")  # its first line
-_HTML_TYPES = ("text/html", "application/xhtml+xml")
-_HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 
 
 def read_archive(path: str) -> Lines:
@@ -130,7 +128,7 @@ def _pages_of(record: ArcWarcRecord) -> Iterator[Page]:
         if record.rec_type == "metadata":
             page = _of_metadata(block, url)
         elif record.rec_type == "resource":
-            page = _of_body(block, url, content_type)
+            page = page_of_body(block, url, content_type)
         else:
             page = _of_response(block, url)
         if page is not None:
@@ -171,7 +169,7 @@ def _of_response(block: bytes, url: str) -> Page | None:
     except (StatusAndHeadersParserException, ValueError, IndexError):
         return _damaged("no HTTP response", url)
     content_type = head.get_header("content-type")
-    if not 200 <= status < 300 or (content_type and not _is_html(content_type)):
+    if not 200 <= status < 300 or (content_type and not is_html(content_type)):
         return None
     body: Any = stream
     if (head.get_header("transfer-encoding") or "").strip().lower() == "chunked":
@@ -182,17 +180,7 @@ def _of_response(block: bytes, url: str) -> Page | None:
             data = unpacked(data, coding, MAX_PAGE_BYTES + 1)
         except ValueError as error:
             return _damaged(str(error), url)
-    return _of_body(data, url, content_type)
-
-
-def _of_body(data: bytes, url: str, content_type: str | None) -> Page | None:
-    if not (_is_html(content_type) if content_type else _HTML_START.match(data[:1024])):
-        return None
-    return read_page(data, url, content_type)
-
-
-def _is_html(content_type: str) -> bool:
-    return content_type.partition(";")[0].strip().lower() in _HTML_TYPES
+    return page_of_body(data, url, content_type)
 
 
 class _Lines:

@@ -4,32 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
-from curation.ingest.fetcher import Fetcher, Outcome
+from curation.ingest.breaker import Breaker, Reached
+from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher, Outcome
 from curation.ingest.guard import Guard
 from curation.ingest.local import read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
+from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.ingest.takedown import Rules as Takedowns
 from curation.schema import TABLES
-from curation.stage import Resources, ShardStage, TaskIO, verdict_table
+from curation.stage import OutageError, Resources, ShardStage, TaskIO, verdict_table
 from training.config import EXECUTION, Config
 
 BYTES = "bytes"  # folder of the tars
-
-
-class FetchBreakerError(RuntimeError):
-    """So little succeeds that the fault is likely ours: nothing is recorded, so nothing has to be repaired."""
 
 
 class FetchConfig(Config):
@@ -63,8 +63,17 @@ class FetchConfig(Config):
         json_schema_extra=EXECUTION,
         description="least time between requests to one host, each worker: N workers ask N times as often",
     )
+    per_host_patience_s: float = Field(
+        default=3600.0,
+        gt=0,
+        json_schema_extra=EXECUTION,
+        description="that a shard gives to one host; rows whose turn would come later end as host_busy",
+    )
     max_crawl_delay_s: float = Field(
-        default=30.0, ge=0, json_schema_extra=EXECUTION, description="Crawl-delay of robots.txt counts up to this"
+        default=30.0,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="Crawl-delay that is kept; a host that asks for more in its robots.txt is left alone (crawl_delay)",
     )
     timeout_s: float = Field(default=20.0, gt=0, json_schema_extra=EXECUTION, description="of one visit, body included")
     attempts: int = Field(default=3, ge=1, json_schema_extra=EXECUTION, description="visits, when failures may pass")
@@ -72,23 +81,36 @@ class FetchConfig(Config):
     max_retry_after_s: float = Field(
         default=30.0, ge=0, json_schema_extra=EXECUTION, description="a longer Retry-After is not waited for"
     )
-    breaker_rows: int = Field(
-        default=50, ge=1, json_schema_extra=EXECUTION, description="addresses of a shard before the breaker looks"
+    breaker_hosts: int = Field(
+        default=50, ge=3, json_schema_extra=EXECUTION, description="the last different hosts that the breaker looks at"
     )
     breaker_share: float = Field(
-        default=0.9,
+        default=0.5,
         gt=0,
         le=1,
         json_schema_extra=EXECUTION,
-        description="of failures that trips it",
+        description="of them that failed for want of a name or an answer, at which hosts reached before are probed",
     )
-    breaker_hosts: int = Field(
-        default=10, ge=1, json_schema_extra=EXECUTION, description="different hosts among them; fewer are just dead"
+    breaker_patience_s: float = Field(
+        default=30.0,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="that none of those may be reached before the run stops; rows that failed meanwhile go again",
+    )
+    nameservers: list[str] = Field(
+        default_factory=list,
+        json_schema_extra=EXECUTION,
+        description="ADDRESS or ADDRESS:PORT of name servers to ask instead of the system",
     )
     resolve: dict[str, str] = Field(
         default_factory=dict,
         json_schema_extra=EXECUTION,
         description="hosts that stand at ADDRESS:PORT; the only ones that may be inside a private network",
+    )
+    resolve_checked: bool = Field(
+        default=False,
+        json_schema_extra=EXECUTION,
+        description="look these hosts up as well, and refuse any that a name server puts elsewhere",
     )
     locations: dict[str, str] = Field(
         default_factory=dict,
@@ -105,35 +127,6 @@ class FetchConfig(Config):
         return f"{self.agent}/1.0 (+{self.contact})" if self.contact else f"{self.agent}/1.0"
 
 
-class Breaker:
-    """Counts outcomes of a shard, and stops it when nearly nothing can be reached."""
-
-    def __init__(self, config: FetchConfig) -> None:
-        self.config = config
-        self.num_rows = 0
-        self.num_failed = 0
-        self.hosts: set[str | None] = set()
-
-    def count(self, host: str | None, outcome: Outcome) -> None:
-        """Count one outcome.
-
-        Raises:
-            FetchBreakerError: too large a share failed for want of a name or a connection, on enough hosts.
-        """
-        self.num_rows += 1
-        if outcome.reason in ("dns", "connection"):
-            self.num_failed += 1
-            self.hosts.add(host)
-        config = self.config
-        enough = self.num_rows >= config.breaker_rows and len(self.hosts) >= config.breaker_hosts
-        if enough and self.num_failed > config.breaker_share * self.num_rows:
-            raise FetchBreakerError(
-                f"{self.num_failed:,} of the first {self.num_rows:,} addresses, on {len(self.hosts):,} hosts, failed "
-                "for want of a name or a connection; check the name server and the network, then run again: nothing "
-                "of this shard was recorded"
-            )
-
-
 class FetchStage(ShardStage):
     """Bytes and what is known of how they came, one row for each line that screening let through.
 
@@ -141,12 +134,15 @@ class FetchStage(ShardStage):
     """
 
     name = "fetch"
+    version = 2
     section = "fetch"
     kind = "facts"
     reads = ("urls", "screened")
     consults = (TAKEDOWNS,)
     writes = ("images", "fetch_log")
     after = "screened"
+    transient = TRANSIENT
+    permanent = PERMANENT
     roles = ("pool", "query", "benchmark")
     resources = Resources(cpus=0, speculative=False)
 
@@ -154,16 +150,17 @@ class FetchStage(ShardStage):
         super().__init__(config)
         self.fetch = config
         self.rules: dict[str, Rules] = {}  # robots.txt, kept from shard to shard
+        self.reached = Reached()
 
     def preflight(self) -> None:
-        """Exempt hosts must name an address and a port."""
-        Guard(self.fetch.resolve)
+        """Exempt hosts must name an address and a port, name servers an address."""
+        Guard(self.fetch.resolve, resolver=Resolver(self.fetch.nameservers))
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """Fetch the rows of one shard.
 
         Raises:
-            FetchBreakerError: nearly nothing can be reached.
+            OutageError: nothing can be reached.
         """
         del shard
         urls = io.table("urls", ["image_id", "source", "url", "host", "location"])
@@ -175,7 +172,9 @@ class FetchStage(ShardStage):
         taken_down = rules_of(io)
         named = {row["image_id"] for row in rows if taken_down.url(row["url"])}
         remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
-        outcomes = asyncio.run(self._fetch(remote, io.scratch, taken_down)) if remote else {}
+        self._know_hosts(io)
+        spool = _Spool(io.scratch)
+        outcomes = asyncio.run(self._fetch(remote, spool, taken_down)) if remote else {}
         local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
             image_id = row["image_id"]
@@ -183,18 +182,17 @@ class FetchStage(ShardStage):
             if image_id in named:
                 outcome = Outcome(reason=TAKEN_DOWN)
             elif row["location"] is None:
-                outcome = outcomes[image_id]
-                path = _spooled(io.scratch, image_id)
-                data = path.read_bytes() if path.exists() else None
-                path.unlink(missing_ok=True)
+                outcome, data = outcomes[image_id], spool.get(image_id)
             else:
                 outcome, data = next(local)
-            if data is not None and taken_down.sha256(hashlib.sha256(data).hexdigest()):
-                outcome, data = replace(outcome, reason=TAKEN_DOWN, format=None), None
-            images.append(_image(image_id, outcome, data))
+            sha256 = None if data is None else hashlib.sha256(data).hexdigest()
+            if sha256 is not None and taken_down.sha256(sha256):
+                outcome, data, sha256 = replace(outcome, reason=TAKEN_DOWN, format=None), None, None
+            images.append(_image(image_id, outcome, sha256, None if data is None else len(data)))
             if data is not None:
                 images[-1]["offset"] = tar.add(f"{image_id:018d}.{EXTENSIONS[str(outcome.format)]}", data)
             log.extend({"image_id": image_id, **vars(hop)} for hop in outcome.hops)
+        spool.close()
         path_of_tar = tar.close()
         for image in images:
             image["object"] = path_of_tar if image["ok"] else None
@@ -203,26 +201,56 @@ class FetchStage(ShardStage):
             "fetch_log": pa.Table.from_pylist(log, schema=TABLES["fetch_log"].schema),
         }
 
-    async def _fetch(self, rows: list[dict[str, Any]], scratch: Path, taken_down: Takedowns) -> dict[int, Outcome]:
-        """Outcomes by id; bodies are put down in ``scratch`` as they come, so memory holds those in flight only."""
-        breaker = Breaker(self.fetch)
+    def _know_hosts(self, io: TaskIO) -> None:
+        """Where nothing was reached yet, hosts that an earlier command reached are known to be there."""
+        if self.reached.known:
+            return
+        images = io.table("images", ["ok", "final_url"])
+        for url in images.filter(images["ok"])["final_url"].drop_null().to_pylist():
+            parts = urlsplit(url)
+            self.reached.answered(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+
+    async def _fetch(self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns) -> dict[int, Outcome]:
+        """Outcomes by id; bodies are put down as they come, so memory holds those in flight only."""
         outcomes: dict[int, Outcome] = {}
+        try:
+            while rows:
+                doubted = await self._fetch_once(rows, outcomes, spool, taken_down)
+                rows = [row for row in rows if row["image_id"] in doubted]
+                if doubted:
+                    self._forget_unreachable()
+        except (BaseExceptionGroup, OutageError) as error:
+            self._forget_unreachable()
+            raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None
+        return outcomes
+
+    def _forget_unreachable(self) -> None:
+        """What was seen of robots.txt in an outage says nothing of the site."""
+        self.rules = {place: rules for place, rules in self.rules.items() if rules.state != "unreachable"}
+
+    async def _fetch_once(
+        self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], spool: _Spool, taken_down: Takedowns
+    ) -> set[int]:
+        """Fetch rows; those that failed in an outage that passed."""
+        fetcher = Fetcher(
+            self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached, scratch=spool.scratch
+        )
+        breaker = Breaker(self.fetch, self.reached, fetcher.is_there)
+        fetcher.calm = breaker.calm
 
         async def one(row: dict[str, Any]) -> None:
             outcome = await fetcher.fetch(row["url"])
             if outcome.body is not None:
-                _spooled(scratch, row["image_id"]).write_bytes(outcome.body)
-            outcomes[row["image_id"]] = _without_body(outcome)
-            breaker.count(row["host"], outcome)
+                spool.put(row["image_id"], outcome.body)
+            outcomes[row["image_id"]] = replace(outcome, body=None)
+            await breaker.count(row["image_id"], row["host"], outcome.reason)
 
-        try:
-            fetcher = Fetcher(self.fetch, rules=self.rules, taken_down=taken_down)
-            async with fetcher, asyncio.TaskGroup() as group:
+        async with fetcher:
+            async with asyncio.TaskGroup() as group:
                 for row in rows:
                     group.create_task(one(row))
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
-        return outcomes
+            await breaker.end()
+        return breaker.doubted
 
     def _read(self, rows: list[dict[str, Any]]) -> Iterator[tuple[Outcome, bytes | None]]:
         """Outcome and bytes of local rows; those of one shard belong to one source."""
@@ -268,11 +296,11 @@ def _judge_local(data: bytes | None, max_bytes: int) -> tuple[Outcome, bytes | N
     return (Outcome(reason="not_an_image"), None) if found is None else (Outcome(format=found), data)
 
 
-def _image(image_id: int, outcome: Outcome, data: bytes | None) -> dict[str, Any]:
+def _image(image_id: int, outcome: Outcome, sha256: str | None, num_bytes: int | None) -> dict[str, Any]:
     """A row of ``images``, without where the bytes lie."""
     return {
         "image_id": image_id,
-        "ok": data is not None,
+        "ok": sha256 is not None,
         "reason": outcome.reason,
         "transient": outcome.transient,
         "http_status": outcome.http_status,
@@ -281,15 +309,33 @@ def _image(image_id: int, outcome: Outcome, data: bytes | None) -> dict[str, Any
         "robots": outcome.robots,
         "opt_out": outcome.opt_out,
         "format": outcome.format,
-        "sha256": None if data is None else hashlib.sha256(data).hexdigest(),
-        "num_bytes": None if data is None else len(data),
+        "sha256": sha256,
+        "num_bytes": num_bytes,
     }
 
 
-def _without_body(outcome: Outcome) -> Outcome:
-    values = {**vars(outcome), "body": None}
-    return Outcome(**values)
+class _Spool:
+    """Bodies of a shard in one file, in the order in which they came: a file each costs more than the fetch itself."""
 
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = scratch
+        self._path = scratch / "bodies"
+        self._file = self._path.open("w+b", buffering=0)
+        self._places: dict[int, tuple[int, int]] = {}  # offset and size, by id
+        self._end = 0
 
-def _spooled(scratch: Path, image_id: int) -> Path:
-    return scratch / f"{image_id:018d}.body"
+    def put(self, image_id: int, body: bytes) -> None:
+        """Put a body down; a later one of the same row stands for it."""
+        self._file.write(body)
+        self._places[image_id] = (self._end, len(body))
+        self._end += len(body)
+
+    def get(self, image_id: int) -> bytes | None:
+        """The body of a row; None where there is none."""
+        place = self._places.get(image_id)
+        return None if place is None else os.pread(self._file.fileno(), place[1], place[0])
+
+    def close(self) -> None:
+        """Give the disk back."""
+        self._file.close()
+        self._path.unlink()

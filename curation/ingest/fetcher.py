@@ -9,15 +9,19 @@ import asyncio
 import time
 import zlib
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from curation.ingest import robots
+from curation.ingest.body import CODINGS, PictureBody, unpacked
+from curation.ingest.breaker import Reached
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
-from curation.ingest.magic import SNIFF_BYTES, sniff_format
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
+from curation.ingest.resolver import NUM_LOOKUPS, Resolver
 from curation.ingest.takedown import TAKEN_DOWN
 from curation.ingest.takedown import Rules as Takedowns
 
@@ -27,13 +31,47 @@ if TYPE_CHECKING:
 
     from curation.ingest.fetch import FetchConfig
 
-# Failures that may pass with time.
-TRANSIENT = ("dns", "connection", "timeout", "robots_unreachable", "rate_limited", "http_5xx", "truncated_body")
+# Failures that may pass with time: what ``lvd curate --retry transient`` fetches again.
+TRANSIENT = (
+    "dns",
+    "connection",
+    "timeout",
+    "robots_unreachable",
+    "rate_limited",
+    "http_5xx",
+    "truncated_body",
+    "host_busy",
+)
+# All others: what the address is, what the site wants, what came.
+PERMANENT = (
+    "bad_url",
+    "forbidden_address",
+    "robots_denied",
+    "crawl_delay",
+    "opt_out",
+    "http_4xx",
+    "too_many_redirects",
+    "too_large",
+    "not_an_image",
+)
 # Of these, what ends a visit at its second attempt: each costs a whole time limit, or most of a body.
 _TRIED_TWICE = ("timeout", "truncated_body")
 _REDIRECTS = (301, 302, 303, 307, 308)
-_CODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}  # zlib's window bits
 _PIECE_BYTES = 1 << 16
+# Headers that are kept of an answer: they decided what was done with it, or tell later whether it changed.
+_TOLD = (
+    "Content-Type",
+    "Content-Length",
+    "Content-Encoding",
+    "Location",
+    "Retry-After",
+    "X-Robots-Tag",
+    "TDM-Reservation",
+    "TDM-Policy",
+    "ETag",
+    "Last-Modified",
+)
+_TOLD_CHARS = 500
 _MAX_ROBOTS_REDIRECTS = 5
 
 
@@ -48,6 +86,7 @@ class Hop:
     address: str | None
     http_status: int | None
     outcome: str
+    headers: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +101,7 @@ class Outcome:
     robots: str | None = None
     opt_out: str | None = None
     format: str | None = None
+    nofollow: bool = False
     hops: tuple[Hop, ...] = ()
 
     @property
@@ -78,9 +118,11 @@ class _Answer:
     status: int | None = None
     location: str | None = None  # of a redirect
     content_type: str | None = None
+    headers: tuple[tuple[str, str], ...] = ()
     opt_out: str | None = None
     body: bytes | None = None
     format: str | None = None
+    nofollow: bool = False  # of a page: its headers say that links on it should not be followed
     wait_s: float | None = None  # that the server asks for
     again: bool = False  # worth another attempt now
     started: bool = False  # headers have come
@@ -98,7 +140,18 @@ Read = Callable[[Any, _Answer], Awaitable[None]]
 
 
 class Fetcher:
-    """Fetches addresses inside one event loop. ``rules`` outlives it, so that robots.txt is not asked for twice."""
+    """Fetches addresses of pictures inside one event loop.
+
+    Args:
+        config: of the stage.
+        rules: outlives the loop, so that robots.txt is not asked for twice.
+        contact: is told of every address before a socket to it exists, and may raise.
+        taken_down: addresses that are not asked for.
+        reached: is told which hosts answer.
+        scratch: folder for large bodies that are under way.
+    """
+
+    accept = "image/*,*/*;q=0.5"
 
     def __init__(
         self,
@@ -107,24 +160,34 @@ class Fetcher:
         rules: dict[str, robots.Rules] | None = None,
         contact: Contact | None = None,
         taken_down: Takedowns | None = None,
+        reached: Reached | None = None,
+        scratch: Path | None = None,
     ) -> None:
         self.config = config
         self._taken_down = Takedowns([]) if taken_down is None else taken_down
-        self._guard = Guard(config.resolve, contact)
+        self._reached = Reached() if reached is None else reached
+        self._scratch = scratch
+        self._resolver = Resolver(config.nameservers, self._reached.named)
+        self._guard = Guard(config.resolve, contact, resolver=self._resolver, checked=config.resolve_checked)
+        self.is_there = self._guard.is_there
+        self.calm = asyncio.Event()  # cleared by whoever wants no request to go out
+        self.calm.set()
         self._robots = robots.Robots(self._get_robots, {} if rules is None else rules)
         self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
 
-    async def __aenter__(self) -> Fetcher:
+    async def __aenter__(self) -> Self:
         import aiohttp
 
+        # The system's look-ups take a thread each, and the loop's own pool is as small as the machine.
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_LOOKUPS, "lookup"))
         self._session = aiohttp.ClientSession(
             connector=self._guard.connector(limit=self.config.concurrency),
             cookie_jar=aiohttp.DummyCookieJar(),  # what one answer sets must not change another
             timeout=aiohttp.ClientTimeout(total=None),
             headers={
                 "User-Agent": self.config.user_agent,
-                "Accept": "image/*,*/*;q=0.5",
+                "Accept": self.accept,
                 "Accept-Encoding": "identity",
             },
             auto_decompress=False,
@@ -135,7 +198,9 @@ class Fetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        await self._robots.close()
         await self._session.close()
+        await self._resolver.close()
 
     async def fetch(self, url: str) -> Outcome:
         """Fetch one address; every failure is an outcome, none is raised."""
@@ -145,14 +210,15 @@ class Fetcher:
             outcome, answer = await self._follow(url, trail)
             if not self._may_try_again(answer, attempt):
                 break
-            await asyncio.sleep(
-                backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
-            )
+            await asyncio.sleep(self._wait_s(url, answer, attempt))
         return replace(outcome, hops=tuple(trail.hops))
 
     def _may_try_again(self, answer: _Answer, attempt: int) -> bool:
         attempts = self.config.attempts
         return answer.again and attempt < (min(attempts, 2) if answer.reason in _TRIED_TWICE else attempts)
+
+    def _wait_s(self, url: str, answer: _Answer, attempt: int) -> float:
+        return backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
 
     async def _follow(self, url: str, trail: _Trail) -> tuple[Outcome, _Answer]:
         """One attempt: the address and where it redirects to."""
@@ -163,10 +229,10 @@ class Fetcher:
         for _ in range(self.config.max_redirects + 1):
             if place.scheme not in ("http", "https") or not place.raw_host:
                 return Outcome(reason="bad_url", final_url=str(place), robots=state), _Answer()
-            state, failure = await self._may_fetch(place)
+            state, failure = await self._may_fetch(place, trail)
             if failure is not None:
                 return Outcome(reason=failure, final_url=str(place), robots=state), _Answer()
-            answer = await self._hop(place, trail, self._read_picture)
+            answer = await self._hop(place, trail, self._read_body)
             if answer.location is None:
                 outcome = Outcome(
                     body=answer.body,
@@ -177,6 +243,7 @@ class Fetcher:
                     robots=state,
                     opt_out=answer.opt_out,
                     format=answer.format,
+                    nofollow=answer.nofollow,
                 )
                 return outcome, answer
             target = _place(answer.location, place)
@@ -188,8 +255,12 @@ class Fetcher:
 
     # robots.txt
 
-    async def _may_fetch(self, place: URL) -> tuple[str | None, str | None]:
-        """State of robots.txt for an address, and the failure class where it may not be fetched."""
+    async def _may_fetch(self, place: URL, trail: _Trail) -> tuple[str | None, str | None]:
+        """State of robots.txt for an address, and the failure class where it may not be fetched.
+
+        ``trail`` says how it was come to, which decides nothing where any picture is as good as another.
+        """
+        del trail
         if self._taken_down.url(str(place)):
             return None, TAKEN_DOWN
         if not self.config.respect_robots:
@@ -197,11 +268,15 @@ class Fetcher:
         rules = await self._robots.rules(str(place.origin()))
         if rules.failure is not None:
             return rules.state, rules.failure
-        delay_s = min(rules.delay_s(self.config.agent), self.config.max_crawl_delay_s)
+        state = rules.judge(str(place), self.config.agent)
+        if state == "denied":
+            return state, "robots_denied"
+        delay_s = rules.delay_s(self.config.agent)
+        if delay_s > self.config.max_crawl_delay_s:
+            return state, "crawl_delay"
         if delay_s:
             self._host(place).slow_down(delay_s)
-        state = rules.judge(str(place), self.config.agent)
-        return state, "robots_denied" if state == "denied" else None
+        return state, None
 
     async def _get_robots(self, url: str) -> robots.Reply:
         from yarl import URL
@@ -219,8 +294,7 @@ class Fetcher:
                     return robots.Reply(404, b"")
                 place = target
             elif self._may_try_again(answer, attempt):
-                waits = backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
-                await asyncio.sleep(waits)
+                await asyncio.sleep(self._wait_s(url, answer, attempt))
                 attempt += 1
             else:
                 # A status says more than the reason that a picture would have got for it.
@@ -229,29 +303,44 @@ class Fetcher:
 
     # One hop
 
+    def renew_patience(self) -> None:
+        """Further addresses, for which each host has all the time again; when it may be asked next stays as it is."""
+        for host in self._hosts.values():
+            host.renew_patience()
+
     def _host(self, place: URL) -> HostPace:
         # Who asks is of no matter, nor is the scheme: http and https without a port are one server.
         key = (place.raw_host, place.explicit_port)
         if key not in self._hosts:
             config = self.config
-            self._hosts[key] = HostPace(connections=config.per_host, interval_s=config.per_host_interval_s)
+            self._hosts[key] = HostPace(
+                connections=config.per_host,
+                interval_s=config.per_host_interval_s,
+                patience_s=config.per_host_patience_s,
+            )
         return self._hosts[key]
 
     async def _hop(self, place: URL, trail: _Trail | None, read: Read) -> _Answer:
         """Ask a server once. The time limit begins when the request may go out, not while others are ahead."""
         host = self._host(place)
         answer = _Answer()
-        async with host.turn(), self._slots:
-            if host.closed:
-                status, content_type = host.refusal
-                return _Answer(reason="rate_limited", status=status, content_type=content_type)
+        async with host.turn() as closed, self._slots:
+            await self.calm.wait()
+            if closed is not None:
+                status, content_type = host.refusal if closed == "rate_limited" else (None, None)
+                return _Answer(reason=closed, status=status, content_type=content_type)
             started_at, started = datetime.now(UTC), time.perf_counter()
             forget_peer()
             await self._ask(place, answer, read)
-            if answer.wait_s is not None and answer.again:
-                host.postpone(answer.wait_s)
-            if answer.reason == "rate_limited" and not answer.again:
-                host.refused(answer.status, answer.content_type)
+            if answer.reason == "rate_limited":
+                attempt = 1 if trail is None else trail.attempt
+                if self._may_try_again(answer, attempt):
+                    wait_s = self._wait_s(str(place), answer, attempt)
+                    host.postponed(wait_s, answer.status, answer.content_type)
+                else:
+                    host.refused(answer.status, answer.content_type)
+            elif answer.reason in ("connection", "timeout"):
+                host.failed(answer.reason)
             elif answer.started:
                 host.answered()
         if trail is not None:
@@ -263,6 +352,7 @@ class Fetcher:
                 address=last_peer(),
                 http_status=answer.status,
                 outcome=answer.reason or ("ok" if answer.location is None else "redirect"),
+                headers=answer.headers,
             )
             trail.hops.append(hop)
         return answer
@@ -277,7 +367,9 @@ class Fetcher:
                 self._session.get(place, allow_redirects=False) as response,
             ):
                 answer.started = True
+                self._reached.answered(place.raw_host or "", place.port or 0)
                 answer.status = response.status
+                answer.headers = _told(response)
                 answer.content_type = _text(response.headers.get("Content-Type"))
                 self._judge_status(response, answer)
                 if answer.reason is None and answer.location is None:
@@ -314,7 +406,7 @@ class Fetcher:
         elif not 200 <= status < 300:
             answer.reason = "not_an_image"
 
-    async def _read_picture(self, response: ClientResponse, answer: _Answer) -> None:
+    async def _read_body(self, response: ClientResponse, answer: _Answer) -> None:
         """Headers first, then the body, no further than it looks like a picture and fits."""
         if self.config.respect_opt_out:
             answer.opt_out = robots.opt_out(response.headers.items(), self.config.agent)
@@ -322,30 +414,23 @@ class Fetcher:
                 answer.reason = "opt_out"
                 return
         limit = self.config.max_bytes
+        coding = _coding(response)
         if response.content_length is not None and response.content_length > limit:
             answer.reason = "too_large"
             return
-        coding = _coding(response)
-        body = bytearray()
-        async for piece in response.content.iter_chunked(_PIECE_BYTES):
-            body += piece
-            if len(body) > limit:
-                answer.reason = "too_large"
-                return
-            if coding == "identity" and len(body) >= SNIFF_BYTES and sniff_format(bytes(body[:SNIFF_BYTES])) is None:
-                answer.reason = "not_an_image"
-                return
-        try:
-            data, _ = _decoded(bytes(body), coding, limit)
-        except zlib.error:
+        if coding != "identity" and coding not in CODINGS:
             answer.reason = "not_an_image"
             return
-        if len(data) > limit:
-            answer.reason = "too_large"
-            return
-        answer.format = sniff_format(data[:SNIFF_BYTES])
-        answer.reason = None if answer.format else "not_an_image"
-        answer.body = data if answer.format else None
+        with PictureBody(coding, limit, self._scratch) as body:
+            async for piece in response.content.iter_chunked(_PIECE_BYTES):
+                answer.reason = body.add(piece)
+                if answer.reason is not None:
+                    return
+            picture = body.end()
+        if picture is None:
+            answer.reason = "not_an_image"
+        else:
+            answer.format, answer.body = picture
 
     async def _read_robots(self, response: ClientResponse, answer: _Answer) -> None:
         """The first bytes of robots.txt; the rest is not read. What cannot be unpacked allows nothing."""
@@ -356,7 +441,7 @@ class Fetcher:
             if len(body) >= limit:
                 break
         try:
-            text, whole = _decoded(bytes(body), _coding(response), limit)
+            text, whole = unpacked(bytes(body), _coding(response), limit)
         except zlib.error:
             answer.reason = "robots_unreachable"
             return
@@ -381,19 +466,14 @@ def _coding(response: ClientResponse) -> str:
     return ", ".join(response.headers.getall("Content-Encoding", ())).strip().lower() or "identity"
 
 
-def _decoded(data: bytes, coding: str, limit: int) -> tuple[bytes, bool]:
-    """A body, which may come compressed although asked for plain: at most ``limit + 1`` bytes, and whether it is whole.
-
-    Raises:
-        zlib.error: it is damaged, or packed in another way than was said, or in one that is not known here.
-    """
-    if coding == "identity":
-        return data, True
-    if coding not in _CODINGS:
-        raise zlib.error(f"Content-Encoding {coding!r}")
-    unpacker = zlib.decompressobj(_CODINGS[coding])
-    unpacked = unpacker.decompress(data, limit + 1)
-    return unpacked, unpacker.eof and not unpacker.unused_data
+def _told(response: ClientResponse) -> tuple[tuple[str, str], ...]:
+    """The headers that are kept, in lower case, with their values."""
+    found = []
+    for name in _TOLD:
+        if name in response.headers:
+            text = _text(", ".join(response.headers.getall(name))) or ""
+            found.append((name.lower(), text[:_TOLD_CHARS]))
+    return tuple(found)
 
 
 def _text(header: str | None) -> str | None:

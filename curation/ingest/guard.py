@@ -5,6 +5,7 @@ refuses names that lead to addresses which are not public, and ``socket_for`` re
 one. A name is resolved once and that very answer is connected to, so it cannot change in between.
 
 The one exemption is ``exempt``: these hosts, at the port that stands beside them, and nothing else at that address.
+Where they are looked up as well (``checked``), the answer must be that address.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ import asyncio
 import ipaddress
 import re
 import socket
-import time
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
+from uuid import uuid4
 
+from curation.ingest.resolver import LookupFailedError, Resolver
 from training.config import ConfigError
 
 if TYPE_CHECKING:
@@ -34,12 +36,24 @@ _BAD_PORTS = frozenset(
 )
 _NUMERIC = re.compile(r"(0[xX][0-9a-fA-F]*|[0-9]+)(\.(0[xX][0-9a-fA-F]*|[0-9]+)){0,3}\.?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# What some version of Python calls global and is not; the first two hold services of clouds for their own machines.
 _NEVER = tuple(
     ipaddress.ip_network(network)
-    for network in ("64:ff9b:1::/48", "2001::/23", "100::/64", "fec0::/10", "::/96", "5f00::/16", "3fff::/20")
+    for network in (
+        "192.0.0.0/24",
+        "168.63.129.16/32",
+        "192.88.99.0/24",
+        "64:ff9b:1::/48",
+        "2001::/23",
+        "100::/64",
+        "fec0::/10",
+        "::/96",
+        "5f00::/16",
+        "3fff::/20",
+    )
 )
-_NUM_LOOKUPS = 32  # at once: a resolver that is flooded answers nobody
-_REMEMBER_S = 300.0
+_REMEMBER_S = 300.0  # where a name led
+_PROBE_S = 10.0
 
 _target: ContextVar[tuple[str, int]] = ContextVar("target")
 _peer: ContextVar[str | None] = ContextVar("peer", default=None)
@@ -71,8 +85,10 @@ def is_public(address: str) -> bool:
         inner = _inside(ip)
         if inner is not None:
             return is_public(str(inner))
-        if ip.scope_id is not None or any(ip in network for network in _NEVER):
+        if ip.scope_id is not None:
             return False
+    if any(ip in network for network in _NEVER):
+        return False
     return ip.is_global and not (ip.is_multicast or ip.is_reserved or ip.is_unspecified)
 
 
@@ -93,15 +109,22 @@ def is_web_port(port: int) -> bool:
 class Guard:
     """Decides where connections may go, and makes the connector that asks it.
 
-    ``exempt`` maps hosts to the one ``ADDRESS:PORT`` that stands for them. ``contact`` is told of every address before
-    a socket to it exists, and may raise.
+    ``exempt`` maps hosts to the one ``ADDRESS:PORT`` that stands for them; ``checked``: a look-up must agree.
+    ``contact`` is told of every address before a socket to it exists, and may raise.
     """
 
-    def __init__(self, exempt: Mapping[str, str], contact: Contact | None = None) -> None:
+    def __init__(
+        self,
+        exempt: Mapping[str, str],
+        contact: Contact | None = None,
+        *,
+        resolver: Resolver | None = None,
+        checked: bool = False,
+    ) -> None:
         self.exempt = {host.lower(): _pair(host, place) for host, place in exempt.items()}
         self.contact = contact
-        self._failed: dict[str, tuple[float, str]] = {}
-        self._lookups = asyncio.Semaphore(_NUM_LOOKUPS)
+        self._checked = checked
+        self._resolver = Resolver() if resolver is None else resolver
 
     def exemption(self, host: str, port: int) -> tuple[str, int] | None:
         """Where an exempt host is connected to; None for all others, and at other ports."""
@@ -122,23 +145,52 @@ class Guard:
         if address is not None and not is_public(address):
             raise ForbiddenAddressError(f"{host}: {address} is not a public address")
 
-    async def resolve(self, host: str, port: int) -> list[ResolveResult]:
-        """Addresses of a host, all of them public; failures are remembered for five minutes.
+    async def resolve(self, host: str, port: int, *, anew: bool = False) -> list[ResolveResult]:
+        """Addresses of a host, all of them public; ``anew`` asks again for a name that was seen to fail.
 
         Raises:
-            ForbiddenAddressError: one of its addresses is not public.
+            ForbiddenAddressError: one of its addresses is not public, or not the one that an exempt host stands at.
             OSError: the name does not resolve.
         """
         self.check(host, port)
         exempt = self.exemption(host, port)
         if exempt is not None:
+            if self._checked and await self._resolver.addresses(host, anew=anew) != [exempt[0]]:
+                raise ForbiddenAddressError(f"{host}: its name does not lead to {exempt[0]}, where it should stand")
             return [_result(host, *exempt)]
         address = literal_address(host)
-        found = [address] if address is not None else await self._look_up(host, port)
+        found = [address] if address is not None else await self._resolver.addresses(host, anew=anew)
         for address in found:
             if not is_public(address):
                 raise ForbiddenAddressError(f"{host}: {address} is not a public address")
         return [_result(host, address, port) for address in found]
+
+    async def is_there(self, host: str, port: int) -> bool:
+        """Whether a host can be reached now: its name answers, and takes a connection, which is closed again.
+
+        A resolver on the way may remember the name although it reaches nobody any more. So a name below it that cannot
+        be known is asked for, too; to say that there is none is an answer.
+        """
+        try:
+            async with asyncio.timeout(_PROBE_S):
+                place = (await self.resolve(host, port, anew=True))[0]
+                if literal_address(host) is None and (self._checked or self.exemption(host, port) is None):
+                    await self._expect_answer(f"{uuid4().hex[:12]}.{host}")
+                _target.set((host, port))
+                address = (place["host"], place["port"])
+                with self.socket_for((place["family"], socket.SOCK_STREAM, place["proto"], "", address)) as probe:
+                    probe.setblocking(False)
+                    await asyncio.get_running_loop().sock_connect(probe, address)
+        except (OSError, ForbiddenAddressError):  # TimeoutError is an OSError
+            return False
+        return True
+
+    async def _expect_answer(self, host: str) -> None:
+        try:
+            await self._resolver.addresses(host)
+        except LookupFailedError as error:
+            if not error.answered:
+                raise
 
     def socket_for(self, address_info: Any) -> socket.socket:
         """The socket of a connection: the last door.
@@ -188,21 +240,6 @@ class Guard:
             ttl_dns_cache=int(_REMEMBER_S),
             keepalive_timeout=5.0,
         )
-
-    async def _look_up(self, host: str, port: int) -> list[str]:
-        failed = self._failed.get(host)
-        if failed is not None and time.monotonic() - failed[0] < _REMEMBER_S:
-            raise OSError(failed[1])
-        loop = asyncio.get_running_loop()
-        async with self._lookups:
-            try:
-                found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-            except OSError as error:
-                self._failed[host] = (time.monotonic(), str(error))
-                raise
-            except UnicodeError as error:
-                raise OSError(f"{host!r} is no name: {error}") from None
-        return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
 def last_peer() -> str | None:

@@ -9,37 +9,58 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-_REFUSALS = 5
+_REFUSALS = 5  # for longer than is waited for, or of rows that had all their attempts
+_POSTPONEMENTS = 20  # one after another, of whatever length
+_FAILURES = 10
 
 
 class HostPace:
-    """One host: a number of connections, a least time between requests, and patience that ends."""
+    """One host: a number of connections, a least time between requests, and patience that ends.
 
-    def __init__(self, *, connections: int, interval_s: float) -> None:
+    Patience ends with refusals or failures one after another, and with the time that the host may take in all: a host
+    that drips, or asks for long pauses, must not keep all others waiting.
+    """
+
+    def __init__(self, *, connections: int, interval_s: float, patience_s: float) -> None:
         self.interval_s = interval_s
         self._slots = asyncio.Semaphore(connections)
+        self._patience_s = patience_s
+        self._ends_at: float | None = None  # loop time
         self._next_at = 0.0  # loop time
         self._refusals = 0
+        self._postponements = 0
+        self._failures = 0
+        self._failure = ""
         # Status and content type of the last one: what is not asked any more would have got the same.
         self.refusal: tuple[int | None, str | None] = (None, None)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
-        """Wait for a connection and for the time of the next request."""
+    async def turn(self) -> AsyncIterator[str | None]:
+        """Wait for a connection and for the time of the next request. Where the host is left alone: why, at once."""
         async with self._slots:
             now = asyncio.get_running_loop().time()
-            while (wait_s := self._next_at - now) > 0:
+            if self._ends_at is None:
+                self._ends_at = now + self._patience_s
+            while (closed := self._closed(now)) is None and (wait_s := self._next_at - now) > 0:
                 await asyncio.sleep(wait_s)
                 now = asyncio.get_running_loop().time()
-            self._next_at = now + self.interval_s
-            yield
+            if closed is None:
+                self._next_at = now + self.interval_s
+            yield closed
+
+    def renew_patience(self) -> None:
+        """Patience is as at the start."""
+        self._ends_at = None
+        self._refusals = self._postponements = self._failures = 0
 
     def slow_down(self, interval_s: float) -> None:
         """Keep at least this time between requests, as robots.txt asks."""
         self.interval_s = max(self.interval_s, interval_s)
 
-    def postpone(self, wait_s: float) -> None:
-        """Ask for nothing before ``wait_s`` seconds have passed."""
+    def postponed(self, wait_s: float, status: int | None, content_type: str | None) -> None:
+        """The host said: not before ``wait_s`` seconds have passed."""
+        self._postponements += 1
+        self.refusal = (status, content_type)
         self._next_at = max(self._next_at, asyncio.get_running_loop().time() + wait_s)
 
     def refused(self, status: int | None, content_type: str | None) -> None:
@@ -47,14 +68,24 @@ class HostPace:
         self._refusals += 1
         self.refusal = (status, content_type)
 
+    def failed(self, failure: str) -> None:
+        """The host took no connection, or did not end its answer in time."""
+        self._failures += 1
+        self._failure = failure
+
     def answered(self) -> None:
         """The host answered."""
         self._refusals = 0
+        self._postponements = 0
+        self._failures = 0
 
-    @property
-    def closed(self) -> bool:
-        """Whether the host said so often, one after another, that it is left alone."""
-        return self._refusals >= _REFUSALS
+    def _closed(self, now: float) -> str | None:
+        """The failure class of all further requests where the host is left alone; None where it is not."""
+        if self._refusals >= _REFUSALS or self._postponements >= _POSTPONEMENTS:
+            return "rate_limited"
+        if self._failures >= _FAILURES:
+            return self._failure
+        return "host_busy" if self._ends_at is not None and max(self._next_at, now) > self._ends_at else None
 
 
 def retry_after_s(value: str | None) -> float | None:

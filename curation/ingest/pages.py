@@ -20,6 +20,8 @@ MAX_PAGE_BYTES = (
 MAX_DEPTH = 512  # as browsers have it
 MAX_ADDRESSES = 10_000  # pictures of one page, and links of it
 MAX_LETTERS = 8192  # of an address; a longer alt text is cut
+_HTML_TYPES = ("text/html", "application/xhtml+xml")
+_HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 _PIECE_BYTES = 1 << 16  # what is unfinished is looked at again with each
 _SPACE = " \t\n\r\f"
 _LINE_ENDS = str.maketrans("", "", "\t\n\r")
@@ -40,6 +42,21 @@ class Page(NamedTuple):
     images: tuple[SourceRow, ...]  # each address once; the last one says why, if the page was not read to its end
     links: tuple[Link, ...]  # each address once, the first MAX_ADDRESSES of them
     robots_directives: frozenset[str]  # of its meta robots, lower case: noindex, nofollow, noimageai, …
+
+
+def is_html(content_type: str) -> bool:
+    """Whether a Content-Type is that of a page."""
+    return content_type.partition(";")[0].strip().lower() in _HTML_TYPES
+
+
+def page_of_body(data: bytes, page_url: str, content_type: str | None) -> Page | None:
+    """What a body holds; None where the server, or its first bytes where the server is silent, say that it is no page.
+
+    Args and result are those of ``read_page``.
+    """
+    if not (is_html(content_type) if content_type else _HTML_START.match(data[:1024])):
+        return None
+    return read_page(data, page_url, content_type)
 
 
 def read_page(html: bytes, page_url: str, content_type: str | None) -> Page:

@@ -19,6 +19,7 @@ from training.config import ConfigError
 SECTION_OF_ROLE = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
 _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 Write = Callable[[int, pa.Table], None]
+Crawled = Callable[[str], Iterator[SourceLine]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +32,18 @@ class _Known:
 
 
 def register(
-    named: Sequence[tuple[str, Role, SourceConfig]], previous: pa.Table | None, *, shard_rows: int, write: Write
+    named: Sequence[tuple[str, Role, SourceConfig]],
+    previous: pa.Table | None,
+    *,
+    shard_rows: int,
+    write: Write,
+    crawled: Crawled | None = None,
 ) -> pa.Table:
     """Scan all sources and hand the shards that are new or have grown to ``write``; returns the new table ``sources``.
 
     A source keeps the number that it was given first, also when the recipe no longer names it. It may grow at its end:
-    its first rows are held against the digest that they had. One shard is held in memory at a time.
+    its first rows are held against the digest that they had. One shard is held in memory at a time. ``crawled`` gives
+    the rows of a source of kind pages: what its crawl found until now.
 
     Raises:
         ConfigError: a source changed instead of being extended, plays another role, or the pool has other shards.
@@ -59,7 +66,8 @@ def register(
     for name, role, config in named:
         known = _known(rows.get(name), number=len(rows))
         try:
-            rows[name] = _scan(name, role, config, known=known, shard_rows=shard_rows, write=write)
+            lines = crawled(name) if crawled is not None and config.kind == "pages" else read_lines(config)
+            rows[name] = _scan((name, role, config), lines, known=known, shard_rows=shard_rows, write=write)
         except ConfigError as error:
             raise ConfigError(f"{SECTION_OF_ROLE[role]}.{name}: {error}") from None
     ordered = sorted(rows.values(), key=lambda row: int(row["source_id"]))
@@ -73,12 +81,18 @@ def _known(row: dict[str, Any] | None, *, number: int) -> _Known:
 
 
 def _scan(
-    name: str, role: Role, config: SourceConfig, *, known: _Known, shard_rows: int, write: Write
+    named: tuple[str, Role, SourceConfig],
+    source: Iterator[SourceLine],
+    *,
+    known: _Known,
+    shard_rows: int,
+    write: Write,
 ) -> dict[str, Any]:
     """Read a source once: check what is known of it, write what is new, and return its row of ``sources``."""
+    name, role, config = named
     digest = hashlib.sha256()
     num_rows = num_shards = 0
-    for lines in _shards(read_lines(config), shard_rows):
+    for lines in _shards(source, shard_rows):
         if num_shards == SHARDS_PER_SOURCE_LIMIT:
             raise ConfigError(f"more than {SHARDS_PER_SOURCE_LIMIT:,} shards; raise shard_rows in a new pool")
         for place, line in enumerate(lines):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_ROBOTS_BYTES = 500_000
 OPT_OUT_DIRECTIVES = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
+NOFOLLOW_DIRECTIVES = frozenset(("nofollow", "none"))
 _VALUED = frozenset(("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"))
 _AGENT = re.compile(r"\*|[a-z_-][a-z0-9_-]*")  # what may stand before a colon; pieces of a date do not match
 _MAX_KNOWN = 20_000  # authorities; those asked longest ago are forgotten
@@ -50,7 +51,7 @@ class Rules:
     def delay_s(self, agent: str) -> float:
         """Seconds between requests that the site asks for; 0 where it asks for none."""
         delay = None if self.parsed is None else self.parsed.crawl_delay(agent)
-        return 0.0 if delay is None else float(delay)
+        return 0.0 if delay is None or not delay > 0 else float(delay)  # `nan` is none
 
 
 class Robots:
@@ -70,6 +71,13 @@ class Robots:
             self._asking[authority] = asyncio.create_task(self._ask(authority))
         # Others wait for the same answer: one of them that is cancelled must not take it from the rest.
         return await asyncio.shield(self._asking[authority])
+
+    async def close(self) -> None:
+        """Ask no more: whoever waited has been told, or gave up."""
+        asking = list(self._asking.values())
+        for task in asking:
+            task.cancel()
+        await asyncio.gather(*asking, return_exceptions=True)
 
     async def _ask(self, authority: str) -> Rules:
         try:
@@ -116,14 +124,20 @@ def opt_out(headers: Iterable[tuple[str, str]], agent: str) -> str | None:
         if key == "tdm-reservation" and value.strip() == "1":
             return "tdm-reservation"
         if key == "x-robots-tag":
-            found = _directive(value, agent)
+            found = _directive(value, agent, OPT_OUT_DIRECTIVES)
             if found is not None:
                 return found
     return None
 
 
-def _directive(value: str, agent: str) -> str | None:
-    """First directive of one X-Robots-Tag that forbids use; ``bot: a, b`` speaks to that bot only."""
+def nofollow(headers: Iterable[tuple[str, str]], agent: str) -> bool:
+    """Whether an ``X-Robots-Tag`` of a page says, to everybody or to this agent, not to follow its links."""
+    tags = (value for name, value in headers if name.lower() == "x-robots-tag")
+    return any(_directive(value, agent, NOFOLLOW_DIRECTIVES) is not None for value in tags)
+
+
+def _directive(value: str, agent: str, among: frozenset[str]) -> str | None:
+    """First directive of one X-Robots-Tag that is one of some; ``bot: a, b`` speaks to that bot only."""
     to_us = True
     for part in value.lower().split(","):
         name, colon, rest = part.partition(":")
@@ -133,6 +147,6 @@ def _directive(value: str, agent: str) -> str | None:
         if colon and _AGENT.fullmatch(name.strip()):
             to_us = name.strip() in ("*", agent.lower())
             directive = rest.strip()
-        if to_us and directive in OPT_OUT_DIRECTIVES:
+        if to_us and directive in among:
             return directive
     return None

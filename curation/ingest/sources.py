@@ -13,6 +13,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from curation.ingest.address import address_error
 from curation.ingest.archives import ARCHIVE_SUFFIXES, read_archive
 from curation.ingest.lists import COMPRESSIONS, LIST_SUFFIXES, Lines, list_header, list_suffix, read_list
 from curation.ingest.pictures import PICTURE_SUFFIXES, find_image_column, read_folder, read_parquet, read_tar
@@ -20,14 +21,15 @@ from curation.ingest.rows import SourceLine, utf8
 from training.config import Config, ConfigError
 from training.data.files import File, list_files, size_of, split_pattern
 
-SourceKind = Literal["list", "archive", "folder", "tar", "parquet"]
+SourceKind = Literal["list", "pages", "archive", "folder", "tar", "parquet"]
 
 _LOCATION = (
     "a file, a glob of files, or a folder and all below it but what is hidden; a path or s3://bucket/key. "
-    "Files are taken in sorted order"
+    "Files are taken in sorted order. Of kind pages it may be the address of a page"
 )
 _KIND = (
-    f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as {' and '.join(COMPRESSIONS)}; archive: pages of "
+    f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as {' and '.join(COMPRESSIONS)}; pages: "
+    "lists of pages, which are visited; their pictures are taken, and their links followed; archive: pages of "
     "Common Crawl and the like in .warc, .arc and .wat, also as .gz; folder: pictures; tar: pictures, with what lies "
     "beside them as webdataset has it; parquet: pictures in a column, as Hugging Face has it"
 )
@@ -57,6 +59,13 @@ class PlaceConfig(Config):
     image_column: str | None = Field(
         default=None,
         description="kind parquet: binary, or a struct that holds `bytes`; null: `image`, or the only such struct",
+    )
+    depth: int = Field(
+        default=0, ge=0, description="kind pages: links that are followed from a page, within its registrable domain"
+    )
+    max_pages: int = Field(default=10_000, ge=1, description="kind pages: pages in all, those of the list included")
+    max_pages_per_host: int = Field(
+        default=1_000, ge=1, description="kind pages: pages of one host, as far as they are found and not in the list"
     )
 
 
@@ -143,6 +152,27 @@ def read_lines(config: SourceConfig) -> Iterator[SourceLine]:
             yield SourceLine(utf8(file.name), line, inside)
 
 
+def read_seeds(config: SourceConfig) -> Iterator[str]:
+    """Pages that a source of kind pages names, as it writes them; an empty text for a line without one.
+
+    Raises:
+        ConfigError: nothing is there, or a file is damaged as a whole or cut off.
+    """
+    if _is_page(config.location):
+        yield config.location
+        return
+    for line in read_lines(_list_of_pages(config)):
+        yield line.row.url or ""
+
+
+def _is_page(location: str) -> bool:
+    return location.lower().startswith(("http://", "https://"))
+
+
+def _list_of_pages(config: SourceConfig) -> SourceConfig:
+    return config.model_copy(update={"kind": "list"})
+
+
 def _read_file(config: SourceConfig, path: str) -> Lines:
     match config.kind:
         case "list":
@@ -173,6 +203,12 @@ def check_source(key: str, config: SourceConfig) -> None:
     Raises:
         ConfigError: names ``key`` (``sources.NAME``) and the path.
     """
+    if config.kind == "pages":
+        if not _is_page(config.location):
+            check_source(key, _list_of_pages(config))
+        elif (error := address_error(config.location)) is not None:
+            raise ConfigError(f"{key}.location: {config.location!r} is the address of no page: {error}")
+        return
     try:
         path = source_files(config)[0].path
         if config.kind == "list":

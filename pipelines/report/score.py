@@ -8,8 +8,8 @@ somebody asked for.
 A forbidden contact is, in the server's request log,
 - any request for an address that robots.txt denies (or whose robots.txt cannot be had), or to a blocked host;
 - a body read to its end whose header had forbidden use. That header comes with the answer, so the request itself is
-  allowed; the server sends such bodies over two seconds, and a client that hangs up when it has seen the header never
-  gets the whole.
+  allowed; the server makes such bodies larger than the buffers between it and the client, so that one goes out to its
+  end only where the client takes it.
 Requests to private addresses never reach the sample server: tests watch them at the connector instead.
 """
 

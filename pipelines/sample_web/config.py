@@ -11,7 +11,7 @@ from curation.stage import digest_of
 from training.config import EXECUTION, Config, ConfigError
 
 # Raised whenever the same values would build other bytes.
-BUILD_VERSION = 1
+BUILD_VERSION = 2
 
 
 class SampleWebConfig(Config):

@@ -54,7 +54,7 @@ _OPT_OUT = (
 )
 # What the server does for a line of a kind, beside sending the file: one of these.
 _BEHAVIOURS: dict[str, tuple[dict[str, Any], ...]] = {
-    "opt_out": tuple({"mode": "paced", "headers": headers} for headers in _OPT_OUT),
+    "opt_out": tuple({"mode": "unread", "headers": headers} for headers in _OPT_OUT),
     "not_found": ({"status": 404},),
     "gone": ({"status": 410},),
     "server_error": ({"status": 500},),

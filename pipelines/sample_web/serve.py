@@ -12,6 +12,7 @@ import asyncio
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -27,8 +28,12 @@ if TYPE_CHECKING:
 
 LOG = "requests.jsonl"
 _SLOW_S = 0.5  # over which the body of `slow` arrives
-_PACED_S = 2.0  # over which a body arrives that the client should hang up on after the headers
 _PAD_BYTES = 5_000_000
+# A body that nobody should read is larger than all that may lie in buffers between server and client, so it goes out to
+# its end only where the client takes it: no load on the machine makes one that hung up look like one that read.
+_UNREAD_BYTES = 2_000_000
+_UNREAD_SEND_BUFFER_BYTES = 65_536
+_PIECE_BYTES = 65_536
 _PARENT_CHECK_S = 0.5
 
 
@@ -98,6 +103,8 @@ class _Server:
         sent = 0
         complete = False
         try:
+            if spec.get("mode") == "unread":
+                _shrink_send_buffer(request)
             await response.prepare(request)
             async for piece in _pieces(spec, body):
                 if request.transport is None or request.transport.is_closing():
@@ -127,7 +134,7 @@ class _Server:
         if path == "/robots.txt":
             return {"status": site["robots_status"], "text": site["robots"] or "", "type": "text/plain"}
         if path == "/":
-            return {"text": _page(host, site["page"]), "type": "text/html"}
+            return {"text": _page(host, site["page"], self._links(host)), "type": "text/html"}
         spec = site["answers"].get(path)
         if spec is None:
             return {"status": 404, "text": "not found", "type": "text/plain"}
@@ -137,6 +144,11 @@ class _Server:
                 return {"status": 429, "headers": {"Retry-After": "1"}, "text": "slow down", "type": "text/plain"}
         return dict(spec)
 
+    def _links(self, host: str) -> list[str]:
+        """The first host has the front page, which leads to all others and they back to it."""
+        front = min(self.hosts)
+        return [f"http://{other}/" for other in (sorted(self.hosts) if host == front else [front]) if other != host]
+
     def _body(self, spec: dict[str, Any]) -> bytes:
         if "text" in spec:
             return str(spec["text"]).encode()
@@ -144,7 +156,8 @@ class _Server:
             spec["type"] = "text/html"
             return b"<!DOCTYPE html><title>no picture here</title>"
         data = (self.folder / str(spec["file"])).read_bytes()
-        return data.ljust(_PAD_BYTES, b"\0") if spec.get("mode") in ("pad", "pad_chunked") else data
+        sizes = {"pad": _PAD_BYTES, "pad_chunked": _PAD_BYTES, "unread": _UNREAD_BYTES}
+        return data.ljust(sizes.get(str(spec.get("mode")), 0), b"\0")
 
     def _response(self, spec: dict[str, Any], body: bytes) -> web.StreamResponse:
         from aiohttp import web
@@ -162,33 +175,40 @@ class _Server:
         return response
 
 
+def _shrink_send_buffer(request: web.BaseRequest) -> None:
+    connection = request.get_extra_info("socket")
+    if connection is not None:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _UNREAD_SEND_BUFFER_BYTES)
+
+
 async def _pieces(spec: dict[str, Any], body: bytes) -> Any:
     """The body in the pieces and at the pace that the mode asks for."""
     match spec.get("mode"):
-        case "slow" | "paced":
-            await asyncio.sleep(0.05)  # headers go out alone
+        case "slow":
             num_pieces = 10
             step = -(-len(body) // num_pieces)
-            pause_s = (_SLOW_S if spec["mode"] == "slow" else _PACED_S) / num_pieces
             for start in range(0, len(body), step):
                 yield body[start : start + step]
-                await asyncio.sleep(pause_s)
+                await asyncio.sleep(_SLOW_S / num_pieces)
         case "drip":
             for place in range(len(body)):
                 yield body[place : place + 1]
                 await asyncio.sleep(1.0)
         case "truncate":
             yield body[: len(body) // 2]
-        case "pad" | "pad_chunked":
-            for start in range(0, len(body), 1 << 18):
-                yield body[start : start + (1 << 18)]
+        case "pad" | "pad_chunked" | "unread":
+            for start in range(0, len(body), _PIECE_BYTES):
+                yield body[start : start + _PIECE_BYTES]
         case _:
             yield body
 
 
-def _page(host: str, pictures: list[list[str]]) -> str:
+def _page(host: str, pictures: list[list[str]], links: list[str]) -> str:
+    anchors = "\n".join(f'<li><a href="{escape(url)}">{escape(url)}</a>' for url in links)
     images = "\n".join(f'<p><img src="{escape(url)}" alt="{escape(alt)}"></p>' for url, alt in pictures)
-    return f"<!DOCTYPE html>\n<title>{escape(host)}</title>\n<h1>{escape(host)}</h1>\n{images}\n"
+    return (
+        f"<!DOCTYPE html>\n<title>{escape(host)}</title>\n<h1>{escape(host)}</h1>\n{images}\n<ul>\n{anchors}\n</ul>\n"
+    )
 
 
 async def _serve(folder: Path, *, port: int, log: Path, parent: int) -> None:

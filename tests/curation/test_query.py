@@ -41,6 +41,28 @@ def test_every_line_has_one_end_state(exported: Any):
     assert (copy.score, copy.threshold) == (pytest.approx(0.7), pytest.approx(0.6))
 
 
+def test_what_hosts_made_of_being_asked(small_run: Any):
+    def visit(place: str, elapsed_s: float, **values: Any) -> dict[str, Any]:
+        return {"image_id": FIRST, "attempt": 1, "url": place, "elapsed_s": elapsed_s, **values}
+
+    visits = [
+        visit("http://H0.test/a", 0.1, http_status=429, outcome="rate_limited", headers=[("retry-after", "9")]),
+        visit("https://u:p@h0.test:8080/b?c@d", 0.3, http_status=200, outcome="ok", headers=[]),
+        visit("http://h1.test", 0.2, http_status=404, outcome="http_4xx"),
+        visit("http://[2001:db8::1]:80/x", 0.2, outcome="timeout"),
+    ]
+    small_run.write("fetch_log", WEB, visits)
+    connection = small_run.connect()
+    hosts = run_sql(connection, "hosts").set_index("host")
+    assert list(hosts.loc["h0.test", ["num_visits", "num_429"]]) == [2, 1]
+    assert hosts.loc["h0.test", "median_s"] == pytest.approx(0.2)
+    assert list(hosts.loc["h1.test", ["num_visits", "num_429"]]) == [1, 0]
+    assert hosts.num_tried.sum() == 10
+    assert [text for text in hosts.failures if isinstance(text, str)] == ["http_4xx 1"]
+    told = connection.execute("SELECT headers['retry-after'] FROM fetch_log WHERE http_status = 429").fetchone()
+    assert told == ("9",)
+
+
 def test_a_run_that_is_not_through_has_pending_lines(small_run: Any):
     (small_run.run / f"selection/part-{WEB:09d}.parquet").unlink()
     (small_run.run / f"leakage/part-{WEB:09d}.parquet").unlink()

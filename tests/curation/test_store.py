@@ -84,6 +84,21 @@ def test_when_an_object_was_written(tmp_path):
     assert store.modified("a") == datetime(1970, 1, 2, tzinfo=UTC)
 
 
+@pytest.mark.parametrize("where", ["disk", "s3"])
+def test_a_large_object_is_stored_once_under_its_name(tmp_path, in_a_bucket, where):
+    local = LocalStore(str(tmp_path / "pool"))
+    store = local if where == "disk" else in_a_bucket(local)
+    data = bytes(range(256)) * 150_000  # three parts
+    for size in (len(data), 100, len(data)):
+        for _ in range(2):
+            file = tmp_path / "file"
+            file.write_bytes(data[:size])
+            store.create_named(f"bytes/{size}.tar", file)
+            assert not file.exists()
+            assert store.read(f"bytes/{size}.tar") == data[:size]
+    assert list(store.list("bytes")) == ["bytes/100.tar", f"bytes/{len(data)}.tar"]
+
+
 def test_what_a_killed_writer_left_is_swept(tmp_path):
     store = LocalStore(str(tmp_path))
     (tmp_path / ".beside").mkdir()

@@ -58,9 +58,17 @@ class Lab:
         """The resolved recipe."""
         return load_recipe(CurateRecipe, "smoke", self.overrides(folder, *more))
 
-    def curate(self, folder: Path | str, *more: str, redo: Sequence[str] = (), until: str | None = None) -> Outcome:
+    def curate(
+        self,
+        folder: Path | str,
+        *more: str,
+        redo: Sequence[str] = (),
+        retry: Sequence[str] = (),
+        until: str | None = None,
+    ) -> Outcome:
         """Run in this process."""
-        return curate(self.recipe(folder, *more), Options(redo=tuple(redo), until=until), lambda text: None)
+        options = Options(redo=tuple(redo), retry=tuple(retry), until=until)
+        return curate(self.recipe(folder, *more), options, lambda text: None)
 
     def start(self, folder: Path, *more: str, environment: dict[str, str] | None = None) -> subprocess.Popen:
         """Start the command in a process group of its own."""

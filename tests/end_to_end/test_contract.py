@@ -30,7 +30,7 @@ def parts_of(folder, table: str) -> list[Part]:
 
 
 def test_every_table_has_one_writer_and_every_read_a_writer_before_it():
-    written = {"sources": "register", "urls": "register", "takedowns": "takedown"}
+    written = {"pages": "crawl", "sources": "register", "urls": "register", "takedowns": "takedown"}
     for stage in STAGES:
         assert isinstance(stage, (ShardStage, GlobalStage))
         for table in (*stage.reads, *stage.consults):

@@ -96,6 +96,16 @@ def test_a_stage_that_keeps_failing_stops_the_run():
         scheduled.run(jobs)
 
 
+def test_an_outage_stops_the_run_at_once_in_one_line(capsys):
+    outage = Failure(kind="outage", message="OutageError: nobody answers; check the network", trace="Traceback")
+    executor = Scripted({("a", 1): [outage]})
+    scheduled, _ = scheduler(executor)
+    with pytest.raises(StageFailedError) as caught:
+        scheduled.run([job("a", shard) for shard in range(1, 9)])
+    assert str(caught.value) == "a shard 1: nobody answers; check the network"
+    assert capsys.readouterr().err == ""
+
+
 def test_bad_configuration_and_a_lost_lease_are_not_tried_again():
     for kind, error in (("config", ConfigError), ("lease", LeaseLostError)):
         executor = Scripted({("a", 1): [Failure(kind=kind, message="ConfigError: this key")]})

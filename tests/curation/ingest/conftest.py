@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import runpy
 import threading
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -193,8 +194,10 @@ class MemoryIO:
         return [self.part(name, index) for name, index in sorted(self.tables) if name == table]
 
     def read(self, part: Part, columns: Sequence[str] | None = None, *, within: Within | None = None) -> pa.Table:
-        if part.folder == "takedowns" and ("takedowns", part.index) not in self.tables:
-            return TABLES["takedowns"].schema.empty_table()
+        consulted = part.folder in ("takedowns", "images") and (part.folder, part.index) not in self.tables
+        if consulted:
+            empty = TABLES[part.folder].schema.empty_table()
+            return empty if columns is None else empty.select(list(columns))
         table = rows_within(self.tables[part.folder, part.index], within)
         return table if columns is None else table.select(list(columns))
 
@@ -231,3 +234,20 @@ def fast_config(web: Web) -> Callable[..., FetchConfig]:
         return fast(web, **values)
 
     return config
+
+
+NAME_SERVER = runpy.run_path(str(Path(__file__).parents[2] / "nameserver.py"))["NameServer"]
+
+
+@pytest.fixture
+def nameserver() -> Iterator[Callable[..., Any]]:
+    """Starts name servers on loopback ports: ``nameserver({name: [address, …]})``."""
+    started: list[Any] = []
+
+    def start(names: Mapping[str, Sequence[str]]) -> Any:
+        started.append(NAME_SERVER(names).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()

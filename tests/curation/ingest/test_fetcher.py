@@ -318,11 +318,72 @@ def test_a_host_is_one_whoever_asks(fetch, web, make_picture):
 
 
 def test_crawl_delay_is_kept(fetch, web, make_picture):
-    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 10\n")
+    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 0.2\n")
     for n in range(3):
         web.reply("a.test", f"/{n}", make_picture())
-    fetch(*(f"http://a.test/{n}" for n in range(3)), respect_robots=True, max_crawl_delay_s=0.2)
+    fetch(*(f"http://a.test/{n}" for n in range(3)), respect_robots=True)
     assert web.times[-1] - web.times[1] >= 0.35
+
+
+def test_a_host_that_asks_for_long_pauses_is_not_asked(fetch, web, make_picture):
+    web.reply("a.test", "/robots.txt", b"User-agent: *\nCrawl-delay: 3600\nDisallow: /no\n")
+    web.reply("a.test", "/x", make_picture())
+    started = time.monotonic()
+    one, two, denied = fetch("http://a.test/x", "http://a.test/y", "http://a.test/no", respect_robots=True)
+    assert (one.reason, one.transient, one.robots) == ("crawl_delay", False, "allowed")
+    assert (two.reason, denied.reason) == ("crawl_delay", "robots_denied")
+    assert web.requests == [("a.test", "/robots.txt")]
+    assert time.monotonic() - started < 2
+
+
+def test_a_host_gets_no_more_time_than_there_is_for_it(fetch, web, make_picture):
+    """Rows whose turn would come too late are not waited for."""
+    for n in range(20):
+        web.reply("a.test", f"/{n}", make_picture())
+    started = time.monotonic()
+    urls = (f"http://a.test/{n}" for n in range(20))
+    reasons = [outcome.reason for outcome in fetch(*urls, per_host_interval_s=0.2, per_host_patience_s=0.7)]
+    assert (reasons.count(None), reasons.count("host_busy")) == (4, 16)
+    assert time.monotonic() - started < 2
+
+
+def test_a_host_that_never_ends_an_answer_is_left_alone(fetch, web, make_picture):
+    """A hundred rows of a host that drips cost ten time limits, shared by its two connections."""
+    for n in range(100):
+        stream(web, "a.test", f"/{n}", [bytes([byte]) for byte in make_picture()], pause_s=0.1)
+    started = time.monotonic()
+    outcomes = fetch(*(f"http://a.test/{n}" for n in range(100)), timeout_s=0.3)
+    assert {outcome.reason for outcome in outcomes} == {"timeout"}
+    assert 10 <= len(web.requests) <= 12
+    assert time.monotonic() - started < 4
+
+
+def test_headers_that_mattered_are_kept_of_every_visit(fetch, web, make_picture):
+    web.reply("a.test", "/go", status=302, headers={"Location": "/x", "X-Other": "1"})
+    told = {"Content-Type": "image/png", "ETag": '"7"', "Last-Modified": "Thu, 01 Jan 2026 00:00:00 GMT"}
+    web.reply("a.test", "/x", make_picture(), headers=told)
+    web.reply("a.test", "/no", b"", headers={"X-Robots-Tag": "nofollow, noai" + " " * 600})
+    web.reply("a.test", "/wait", status=429, headers={"Retry-After": "3600"})
+    followed, denied, late = fetch("http://a.test/go", "http://a.test/no", "http://a.test/wait")
+    first, last = (dict(hop.headers) for hop in followed.hops)
+    assert first["location"] == "/x"
+    assert "x-other" not in first
+    assert last["etag"] == '"7"'
+    assert last["last-modified"] == "Thu, 01 Jan 2026 00:00:00 GMT"
+    assert last["content-length"] == str(len(make_picture()))
+    assert dict(denied.hops[0].headers)["x-robots-tag"].strip() == "nofollow, noai"
+    assert dict(late.hops[0].headers)["retry-after"] == "3600"
+
+
+@pytest.mark.parametrize("contact", ["a\r\nX-Evil: 1", "a\nb", "a\n", "naïve", "a\x00"])
+def test_a_contact_cannot_smuggle_a_header(contact):
+    from curation.ingest.fetch import FetchConfig
+
+    with pytest.raises(ValueError, match="contact"):
+        FetchConfig(contact=contact)
+    with pytest.raises(ValueError, match="agent"):
+        FetchConfig(agent=contact)
+    assert FetchConfig(contact="https://example.org/bot").user_agent == "lvd-curate/1.0 (+https://example.org/bot)"
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "AVIF"])

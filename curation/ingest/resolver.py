@@ -1,0 +1,139 @@
+"""Names to addresses: as the system does, or by the name servers that a recipe gives.
+
+The system's look-up takes a thread each and knows /etc/hosts. With name servers of one's own, look-ups cost no thread
+and ask nobody else: for clusters whose resolver cannot bear the load, and where nobody may install another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from training.config import ConfigError
+
+if TYPE_CHECKING:
+    from aiodns import DNSResolver
+
+NUM_LOOKUPS = 32  # at once: a resolver that is flooded answers nobody
+_REMEMBER_S = 300.0
+_TIMEOUT_S = 3.0  # of one question to one name server; the next round waits longer
+_ROUNDS = 2
+# ARES_AI_NOSORT, which pycares does not name: sorting opens sockets to addresses that nobody has judged yet.
+_UNSORTED = 1 << 7
+_NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
+
+
+class LookupFailedError(OSError):
+    """A name has no address: because somebody said so (``answered``), or because nobody answered."""
+
+    def __init__(self, text: str, *, answered: bool) -> None:
+        super().__init__(text)
+        self.answered = answered
+
+
+class Resolver:
+    """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes.
+
+    ``answered`` is told whenever somebody had an answer, if only that there is no such name.
+    """
+
+    def __init__(self, nameservers: Sequence[str] = (), answered: Callable[[], None] = lambda: None) -> None:
+        self._nameservers = [_nameserver(place) for place in nameservers]
+        self._answered = answered
+        self._client: DNSResolver | None = None
+        self._failed: dict[str, tuple[float, LookupFailedError]] = {}
+        self._slots = asyncio.Semaphore(NUM_LOOKUPS)
+
+    async def addresses(self, host: str, *, anew: bool = False) -> list[str]:
+        """Addresses of a name; ``anew`` asks again, whatever was answered before.
+
+        Raises:
+            LookupFailedError: it has none, or nobody answered.
+        """
+        failed = None if anew else self._failed.get(host)
+        if failed is not None and time.monotonic() - failed[0] < _REMEMBER_S:
+            raise failed[1]
+        async with self._slots:
+            try:
+                found = await self._ask(host, anew=anew)
+            except LookupFailedError as error:
+                self._failed[host] = (time.monotonic(), error)
+                if error.answered:
+                    self._answered()
+                raise
+        self._answered()
+        return list(dict.fromkeys(found))
+
+    async def close(self) -> None:
+        """Ask nobody any more."""
+        if self._client is not None:
+            await self._client.close()
+
+    async def _ask(self, host: str, *, anew: bool) -> list[str]:
+        if not self._nameservers:
+            return await _ask_system(host)
+        if anew:  # the one that is kept answers from its own memory
+            async with _client(self._nameservers) as client:
+                return await _ask_servers(client, host)
+        if self._client is None:
+            self._client = _client(self._nameservers)
+        return await _ask_servers(self._client, host)
+
+
+def _client(nameservers: Sequence[str]) -> DNSResolver:
+    import aiodns
+    import pycares
+
+    return aiodns.DNSResolver(
+        nameservers=nameservers,
+        timeout=_TIMEOUT_S,
+        tries=_ROUNDS,
+        flags=pycares.ARES_FLAG_NOSEARCH,
+        lookups="b",  # name servers only
+    )
+
+
+async def _ask_servers(client: DNSResolver, host: str) -> list[str]:
+    """Ask, and where nobody answered once more: one client of a thousand fails at its first question."""
+    import aiodns
+
+    for is_last in (False, True):
+        try:
+            found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
+            return [node.addr[0].decode() for node in found.nodes]
+        except aiodns.error.DNSError as error:
+            code, text = error.args
+            answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
+            if answered or is_last or code == aiodns.error.ARES_ETIMEOUT:
+                raise LookupFailedError(str(text), answered=answered) from None
+    raise AssertionError
+
+
+async def _ask_system(host: str) -> list[str]:
+    try:
+        found = await asyncio.get_running_loop().getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except socket.gaierror as error:
+        raise LookupFailedError(str(error), answered=error.errno in _NO_SUCH_NAME) from None
+    except OSError as error:
+        raise LookupFailedError(str(error), answered=False) from None
+    except UnicodeError as error:
+        raise LookupFailedError(f"{host!r} is no name: {error}", answered=True) from None
+    return [str(entry[4][0]) for entry in found]
+
+
+def _nameserver(place: str) -> str:
+    """An address, with its port where it is not 53."""
+    address, colon, port = place.rpartition(":") if place.count(":") == 1 or "]:" in place else (place, "", "")
+    try:
+        ip = ipaddress.ip_address(address.strip("[]"))
+        if colon and not 0 < int(port) < 65536:
+            raise ValueError
+    except ValueError:
+        raise ConfigError(
+            f"fetch.nameservers: {place!r} is no ADDRESS or ADDRESS:PORT, such as 192.0.2.53 or 127.0.0.1:5353"
+        ) from None
+    return place if colon else str(ip)
