@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from curation.ingest.encoding import unpacked
 from curation.ingest.gzips import GZIP, Members
 from curation.ingest.lists import Lines
-from curation.ingest.pages import MAX_PAGE_BYTES, Page, is_html, page_of_body
+from curation.ingest.pages import MAX_PAGE_BYTES, Page, is_html, page_of_body, said_no
 from curation.ingest.rows import broken_row
 from curation.ingest.wat import WatError, read_metadata
 from training.data.files import open_file, raise_failure
@@ -34,11 +34,14 @@ _RECORD = re.compile(rb"WARC/[01]\.\d+\s*$|[a-z]+:\S.* [0-9a-f.:]+ \d{8,} \S+ \S
 def read_archive(path: str) -> Lines:
     """Pictures of the pages of an archive, by number of the record that holds the page.
 
-    Pages are responses with a status of 200 to 299 that are HTML, resources that are, and metadata of pages (WAT).
+    Pages are responses with a status of 200 to 299 that are HTML, resources that are, and metadata of pages (WAT). Of
+    one that says to robots that it must not be used each picture is a row with that reason.
     """
     with open_file(path, _BLOCK_BYTES) as file:
         for place, page in read_pages(file):
-            yield from ((place, row) for row in page.images)
+            said = said_no(page.robots_directives)
+            for row in page.images:
+                yield place, row if said is None or row.error is not None else row._replace(error=said)
         raise_failure(file)
 
 
@@ -180,7 +183,8 @@ def _of_response(block: bytes, url: str) -> Page | None:
             data = unpacked(data, coding, MAX_PAGE_BYTES + 1)
         except ValueError as error:
             return _damaged(str(error), url)
-    return page_of_body(data, url, content_type)
+    page = page_of_body(data, url, content_type)
+    return None if page is None else page.with_headers(head.headers)
 
 
 class _Lines:

@@ -21,9 +21,9 @@ from curation.ingest.fetcher import Outcome
 from curation.ingest.frontier import SAME_PAGE, Candidate, Frontier, Visit
 from curation.ingest.guard import Contact
 from curation.ingest.pagefetcher import NOT_A_PAGE, PageFetcher, Refuses
-from curation.ingest.pages import Page, page_of_body
+from curation.ingest.pages import Page, page_of_body, said_no
 from curation.ingest.pictures import PICTURE_SUFFIXES
-from curation.ingest.robots import NOFOLLOW_DIRECTIVES, OPT_OUT_DIRECTIVES, Rules
+from curation.ingest.robots import NOFOLLOW_DIRECTIVES, Rules
 from curation.ingest.rows import SourceLine, SourceRow, broken_row
 from curation.ingest.suffix import registrable_domain
 from curation.ingest.takedown import Rules as Takedowns
@@ -168,8 +168,8 @@ class Crawler:
         links: list[str] = []
         if not self._config.respect_opt_out or not directives & NOFOLLOW_DIRECTIVES:
             links = followable(page, at, respect_nofollow=self._config.respect_opt_out)
-        if self._config.respect_opt_out and (said := sorted(directives & OPT_OUT_DIRECTIVES)):
-            images = [{**image, "error": image["error"] or f"its page says {said[0]}"} for image in images]
+        if self._config.respect_opt_out and (said := said_no(directives)):
+            images = [{**image, "error": image["error"] or said} for image in images]
         return replace(
             visit,
             final_url=at,

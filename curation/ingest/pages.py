@@ -7,11 +7,12 @@ nests deeper than any browser goes is left there, since what libxml2 does for a 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import urljoin
 
 from curation.ingest.encoding import texts
+from curation.ingest.robots import OPT_OUT_DIRECTIVES, TDM_RESERVATION, opt_out
 from curation.ingest.rows import SourceRow, address_row, broken_row
 
 MAX_PAGE_BYTES = (
@@ -41,7 +42,12 @@ class Page(NamedTuple):
 
     images: tuple[SourceRow, ...]  # each address once; the last one says why, if the page was not read to its end
     links: tuple[Link, ...]  # each address once, the first MAX_ADDRESSES of them
-    robots_directives: frozenset[str]  # of its meta robots, lower case: noindex, nofollow, noimageai, …
+    robots_directives: frozenset[str]  # what it says to robots, lower case: noindex, nofollow, noimageai, …
+
+    def with_headers(self, headers: Iterable[tuple[str, str]]) -> Page:
+        """The page with what its headers say to everybody, in an archive that somebody else asked for."""
+        said = opt_out(headers, agent="")
+        return self if said is None else self._replace(robots_directives=self.robots_directives | {said})
 
 
 def is_html(content_type: str) -> bool:
@@ -57,6 +63,12 @@ def page_of_body(data: bytes, page_url: str, content_type: str | None) -> Page |
     if not (is_html(content_type) if content_type else _HTML_START.match(data[:1024])):
         return None
     return read_page(data, page_url, content_type)
+
+
+def said_no(directives: Iterable[str]) -> str | None:
+    """Why pictures of a page must not be used, from what it says to robots; None where they may."""
+    said = sorted({*OPT_OUT_DIRECTIVES, TDM_RESERVATION}.intersection(directives))
+    return f"its page says {said[0]}" if said else None
 
 
 def read_page(html: bytes, page_url: str, content_type: str | None) -> Page:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 MAX_ROBOTS_BYTES = 500_000
 OPT_OUT_DIRECTIVES = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
+TDM_RESERVATION = "tdm-reservation"
 NOFOLLOW_DIRECTIVES = frozenset(("nofollow", "none"))
 _VALUED = frozenset(("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"))
 _AGENT = re.compile(r"\*|[a-z_-][a-z0-9_-]*")  # what may stand before a colon; pieces of a date do not match
@@ -121,8 +122,8 @@ def opt_out(headers: Iterable[tuple[str, str]], agent: str) -> str | None:
     """
     for name, value in headers:
         key = name.lower()
-        if key == "tdm-reservation" and value.strip() == "1":
-            return "tdm-reservation"
+        if key == TDM_RESERVATION and value.strip() == "1":
+            return TDM_RESERVATION
         if key == "x-robots-tag":
             found = _directive(value, agent, OPT_OUT_DIRECTIVES)
             if found is not None:

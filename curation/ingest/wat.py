@@ -49,7 +49,8 @@ def read_metadata(data: bytes) -> Page | None:
             found.candidates(url, alt_text)
         elif path in _LINKS:
             found.link(url, _text(link.get("rel")))
-    return found.page(page_url, None)
+    headers = _inside(http, "Headers").items()
+    return found.page(page_url, None).with_headers((name, value) for name, value in headers if isinstance(value, str))
 
 
 def _inside(value: Any, *names: str) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def wat_of(warc):
             envelope["Payload-Metadata"] = {
                 "HTTP-Response-Metadata": {
                     "Response-Message": {"Status": "200"},
-                    "Headers": {"Content-Type": "text/html; charset=utf-8"},
+                    "Headers": dict(record.http_headers.headers),
                     "HTML-Metadata": html_metadata(html),
                 }
             }
@@ -124,6 +124,29 @@ def test_warc_and_wat_agree(tmp_path):
     assert [row.alt_text for _, row in of_wat] == [None, "one & only", None, "p", None, None, None, None]
     pages = [list(read_pages(io.BytesIO(data))) for data in (warc, wat_of(warc))]
     assert [page.links for _, page in pages[0]] == [page.links for _, page in pages[1]]
+
+
+def test_pictures_of_a_page_that_must_not_be_used_are_rows_that_say_so(tmp_path):
+    html = b"<img src=a.jpg>"
+    said = (
+        (b"<meta name=robots content='max-snippet:1, NoImageAI'>" + html, {}, "noimageai"),
+        (html, {"X-Robots-Tag": "noai"}, "noai"),
+        (html, {"X-Robots-Tag": "otherbot: noai"}, None),
+        (html, {"TDM-Reservation": "1"}, "tdm-reservation"),
+        (b"<meta name=robots content=nofollow>" + html, {}, None),
+    )
+    out = io.BytesIO()
+    writer = WARCWriter(out, gzip=True)
+    for place, (body, more, _) in enumerate(said):
+        headers = (("Content-Type", "text/html"), *more.items())
+        add_response(writer, f"http://h{place}.test/", body, headers=headers)
+    (tmp_path / "pages.warc.gz").write_bytes(out.getvalue())
+    (tmp_path / "pages.wat").write_bytes(wat_of(out.getvalue()))
+    expected = [None if one is None else f"its page says {one}" for _, _, one in said]
+    for name in ("pages.warc.gz", "pages.wat"):
+        rows = [row for _, row in rows_of(tmp_path / name)]
+        assert [row.error for row in rows] == expected
+        assert [row.url for row in rows] == [f"http://h{place}.test/a.jpg" for place in range(len(said))]
 
 
 def test_a_folder_of_archives_and_what_is_none(tmp_path):
