@@ -17,7 +17,7 @@ from curation.ingest.archives import ARCHIVE_SUFFIXES, read_archive
 from curation.ingest.lists import COMPRESSIONS, LIST_SUFFIXES, Lines, list_header, list_suffix, read_list
 from curation.ingest.pictures import PICTURE_SUFFIXES, find_image_column, read_folder, read_parquet, read_tar
 from curation.ingest.rows import SourceLine, utf8
-from training.config import Config, ConfigError
+from training.config import EXECUTION, Config, ConfigError
 from training.data.files import File, list_files, size_of, split_pattern
 
 SourceKind = Literal["list", "archive", "folder", "tar", "parquet"]
@@ -57,6 +57,12 @@ class PlaceConfig(Config):
     image_column: str | None = Field(
         default=None,
         description="kind parquet: binary, or a struct that holds `bytes`; null: `image`, or the only such struct",
+    )
+    expected_rows: int | None = Field(
+        default=None,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="how many `lvd estimate` counts on where the source is not there yet",
     )
 
 
