@@ -62,6 +62,21 @@ class ExecutionConfig(Config):
     max_shards: int | None = Field(default=None, ge=1, description="take only the first shards of the pool's sources")
 
 
+class ExpectedConfig(Config):
+    """Share of its rows that a verdict is expected to keep: `lvd estimate` counts on it, nothing else asks.
+
+    Where it is null, a sample web knows, or ``pipelines/estimate/rates.yaml`` has a share for any pool (``keep.*``).
+    """
+
+    screened: float | None = Field(default=None, ge=0, le=1, description="of all lines")
+    fetched: float | None = Field(default=None, ge=0, le=1, description="of addresses; local pictures are all there")
+    safety: float | None = Field(default=None, ge=0, le=1)
+    near: float | None = Field(default=None, ge=0, le=1)
+    duplicates: float | None = Field(default=None, ge=0, le=1)
+    leakage: float | None = Field(default=None, ge=0, le=1)
+    semantic: float | None = Field(default=None, ge=0, le=1, description="where semdedup.eps is given")
+
+
 class CurateRecipe(Config):
     """Everything that `lvd curate` needs to know."""
 
@@ -96,6 +111,7 @@ class CurateRecipe(Config):
     select: SelectConfig = SelectConfig()
     export: ExportConfig = ExportConfig()
     execution: ExecutionConfig = Field(default=ExecutionConfig(), json_schema_extra=EXECUTION)
+    expected: ExpectedConfig = Field(default=ExpectedConfig(), json_schema_extra=EXECUTION)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> CurateRecipe:
