@@ -15,6 +15,7 @@ from curation.represent.embed import HANDMADE
 from curation.represent.fit_kmeans import AT_ONCE, piece_rows
 from curation.retrieve.candidates import BLOCK_QUERIES
 from curation.retrieve.retrieve import GROUP_SHARDS, MAX_GROUPS
+from curation.schema import VERDICTS
 from curation.stage import ShardStage, Stage
 from pipelines.curate import CurateRecipe
 from pipelines.estimate.flow import LINES, Flow
@@ -401,17 +402,11 @@ class _Scale:
         if name in ("describe", "embed", "opinion", "pca_hash", "fit_descriptor", "fit_embedder", "fit_pca_hash"):
             return tables + rows * rates["picture.small"]
         if name == "export":
-            return tables + self._sample_bytes()
+            return tables + _sample_bytes(flow)
         return tables
 
     def _reference_bytes(self) -> float:
         return self._flow.num_references * self._flow.picture_bytes[1]
-
-    def _sample_bytes(self) -> float:
-        """Pictures of the finished set."""
-        flow = self._flow
-        of_pool = flow.num_samples - flow.num_as_is
-        return of_pool * flow.picture_bytes[0] + flow.num_as_is * flow.picture_bytes[1]
 
     def _written(self, name: str, rows: float) -> tuple[float, float]:
         """Bytes that a stage writes and keeps, and bytes that are gone when it is through."""
@@ -439,12 +434,8 @@ class _Scale:
             case "semantic_duplicates":
                 kept += rows * self._dim * rates["bytes.vector"]
             case "export":
-                kept += self.tar_bytes()
+                kept += tar_bytes_of(flow, rates)
         return kept, scratch
-
-    def tar_bytes(self) -> float:
-        """Bytes of the tars of the finished set."""
-        return self._sample_bytes() + self._flow.num_samples * self._rates["picture.json"]
 
     # Memory
 
@@ -484,6 +475,17 @@ class _Scale:
             case _:
                 del flow
                 return 0.0
+
+
+def tar_bytes_of(flow: Flow, rates: Rates) -> float:
+    """Bytes of the tars of the finished set."""
+    return _sample_bytes(flow) + flow.num_samples * rates["picture.json"]
+
+
+def _sample_bytes(flow: Flow) -> float:
+    """Bytes of its pictures."""
+    of_pool = flow.num_samples - flow.num_as_is
+    return of_pool * flow.picture_bytes[0] + flow.num_as_is * flow.picture_bytes[1]
 
 
 def _before(verdict: str) -> str:
