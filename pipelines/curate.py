@@ -168,7 +168,10 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            on_gpu = (LookStage, Describe, Embed, FitKmeans, Clusters, Candidates)
+            on_gpu = (Describe, Embed, FitKmeans, Clusters, Candidates)
+            # Decoding, hashes and YuNet stay on processors: only NudeNet's passes for faces are worth a GPU.
+            if isinstance(stage, LookStage) and recipe.look.detector == "nudenet" and recipe.look.face_input_px:
+                stage.resources = Resources(gpus=1)
             if isinstance(stage, SecondOpinion) and recipe.opinion.is_asked:
                 stage.resources = Resources(gpus=1)
             # Local features are compared on processors, and there are more of these.

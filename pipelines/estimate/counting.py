@@ -67,7 +67,7 @@ def count_source(key: str, config: SourceConfig) -> Count:
             why = str(error)
     if config.expected_rows is None:
         raise ConfigError(f"{key}.{why}; or say how many rows it will have: {key}.expected_rows=N")
-    return Count(rows=config.expected_rows, is_exact=False, source=f"{key}.expected_rows; it was not looked into")
+    return Count(rows=config.expected_rows, is_exact=False, source="expected_rows of the recipe, not looked into")
 
 
 def _count(config: SourceConfig) -> Count:

@@ -8,12 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from curation.schema import Role
+from curation.stage import Stage
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.estimate.counting import Count
 from pipelines.estimate.flow import Flow, count_sources, flow_of
 from pipelines.estimate.rates import Rates, load_rates
+from pipelines.estimate.storing import tar_bytes_of
 from pipelines.estimate.sums import Cluster, Cost, Total, cost_of, machines_for, total_of
-from pipelines.estimate.work import Work, tar_bytes_of, works_of
+from pipelines.estimate.work import Work, works_of
+from pipelines.session import named_sources
 
 _LEAST_EFFECT = 0.01  # of an assumption that is named
 
@@ -44,6 +48,7 @@ class Estimate:
     """What a recipe will take."""
 
     recipe: str
+    references: Mapping[str, Role]  # sets that are not of the pool
     flow: Flow
     cluster: Cluster
     cluster_is_this_machine: bool  # nobody said how many workers there are
@@ -66,16 +71,18 @@ def estimate(recipe: CurateRecipe, *, hours: float, overrides: Sequence[str] = (
     Raises:
         ConfigError: a source is not there and has no ``expected_rows``, or a rate is not known.
     """
-    counted = count_sources(recipe)
     rates = load_rates(overrides)
+    counted = count_sources(recipe)
+    stages = build_stages(recipe)
     cluster = cluster_of(recipe, rates)
-    flow, works, costs, total = _priced(recipe, counted, cluster, rates)
+    flow, works, costs, total = _priced(recipe, stages, counted, cluster, rates)
     lines = [
         Line(work=work, cost=cost, num_machines=machines_for([work], cluster, rates, hours=hours))
         for work, cost in zip(works, costs, strict=True)
     ]
     return Estimate(
         recipe=recipe.name,
+        references={name: role for name, role, _ in named_sources(recipe) if role != "pool"},
         flow=flow,
         cluster=cluster,
         cluster_is_this_machine=recipe.execution.executor != "inline" and recipe.execution.workers is None,
@@ -83,7 +90,7 @@ def estimate(recipe: CurateRecipe, *, hours: float, overrides: Sequence[str] = (
         lines=lines,
         total=total,
         num_machines=machines_for(works, cluster, rates, hours=hours),
-        assumptions=_assumptions(recipe, counted, cluster, rates, total=total, overrides=overrides),
+        assumptions=_assumptions(recipe, stages, counted, cluster, rates, total=total),
         rates=rates,
     )
 
@@ -105,31 +112,30 @@ def cluster_of(recipe: CurateRecipe, rates: Rates) -> Cluster:
 
 
 def _priced(
-    recipe: CurateRecipe, counted: Mapping[str, Count], cluster: Cluster, rates: Rates
+    recipe: CurateRecipe, stages: Sequence[Stage], counted: Mapping[str, Count], cluster: Cluster, rates: Rates
 ) -> tuple[Flow, list[Work], list[Cost], Total]:
     flow = flow_of(recipe, counted, rates)
-    works = works_of(recipe, build_stages(recipe), flow, rates)
+    works = works_of(recipe, stages, flow, rates)
     costs = [cost_of(work, cluster, rates) for work in works]
     return flow, works, costs, total_of(works, costs, tar_bytes_of(flow, rates), rates)
 
 
 def _assumptions(
     recipe: CurateRecipe,
+    stages: Sequence[Stage],
     counted: Mapping[str, Count],
     cluster: Cluster,
     rates: Rates,
     *,
     total: Total,
-    overrides: Sequence[str],
 ) -> list[Assumption]:
     """Rates that were asked for and not measured, each doubled in turn; machines, which change no total, apart."""
     found = []
-    for name, rate in rates.used.items():
+    for name, rate in list(rates.used.items()):
         if rate.measured or name.startswith("machine."):
             continue
         twice = rate.value * 2 if rate.unit != "share" else min(1.0, rate.value * 2)
-        changed = load_rates([*overrides, f"{name}={twice}"])
-        *_, other = _priced(recipe, counted, cluster, changed)
+        *_, other = _priced(recipe, stages, counted, cluster, rates.with_value(name, twice))
         usd, wall = _factor(other.usd, total.usd), _factor(other.wall_s, total.wall_s)
         if max(abs(usd - 1), abs(wall - 1)) >= _LEAST_EFFECT:
             found.append(

@@ -72,6 +72,11 @@ class Flow:
     num_samples: float
 
     @property
+    def num_asked(self) -> float:
+        """Pictures that all query sets ask of the pool."""
+        return sum(self.asked.values())
+
+    @property
     def num_references(self) -> float:
         """Pictures of query sets and benchmarks."""
         return self.num_queries + self.num_benchmarks
@@ -163,9 +168,9 @@ def flow_of(recipe: CurateRecipe, counted: Mapping[str, Count], rates: Rates) ->
     """Rows at every stage of a recipe."""
     shares = shares_of(recipe, rates)
     roles: _Roles = {name: (role, source) for name, role, source in named_sources(recipe)}
-    rows = {name: float(count.rows) for name, count in counted.items()}
+    rows: dict[str, float] = {name: count.rows for name, count in counted.items()}
     of_pool = [name for name, (role, _) in roles.items() if role == "pool"]
-    lines = sum(rows[name] for name in of_pool)
+    lines: float = sum(rows[name] for name in of_pool)
     if recipe.execution.max_shards is not None and lines:
         most = min(lines, recipe.execution.max_shards * recipe.shard_rows)
         rows |= {name: rows[name] * most / lines for name in of_pool}

@@ -49,6 +49,15 @@ class Rates:
             return amount / value if amount else 0.0
         return amount * value / (1000.0 if " ms " in unit else 1.0)
 
+    def of_model(self, kind: str, name: str) -> str:
+        """The rate of a model: of its name, of what stands before the colon, or of any other."""
+        mine = (f"{kind}.{one}" for one in (name, name.partition(":")[0]))
+        return next((one for one in mine if one in self._rates), f"{kind}.other")
+
+    def with_value(self, name: str, value: float) -> Rates:
+        """The same with another value of one rate, none asked for yet."""
+        return Rates({**self._rates, name: self._rates[name].model_copy(update={"value": value})})
+
     @property
     def names(self) -> list[str]:
         """Of all rates, in the order of the file."""

@@ -9,7 +9,8 @@ from pipelines.estimate.estimate import Estimate, Line
 _HEAD = (
     "stage", "rows in", "rows out", "read", "written", "CPU", "GPU", "wall", "machines", "USD", "memory",
 )  # fmt: skip
-_WIDTHS = (19, 15, 15, 9, 9, 9, 9, 9, 9, 10, 9)
+_WIDTHS = (19, 15, 15, 9, 9, 10, 10, 10, 9, 9, 9)
+_SETS = {"query": "query sets", "benchmark": "benchmarks"}
 _NUM_NAMED = 8  # assumptions
 
 
@@ -37,7 +38,9 @@ def format_estimate(found: Estimate) -> Iterator[str]:
 def _row(cells: tuple[str, ...]) -> str:
     first, *rest = cells
     widths = iter(_WIDTHS)
-    return (first.ljust(next(widths)) + "".join(cell.rjust(width) for cell, width in zip(rest, widths, strict=True))).rstrip()
+    return (
+        first.ljust(next(widths)) + "".join(cell.rjust(width) for cell, width in zip(rest, widths, strict=True))
+    ).rstrip()
 
 
 def _cells(line: Line) -> tuple[str, ...]:
@@ -64,9 +67,15 @@ def _machines(num: int | None) -> str:
 def _sources(found: Estimate) -> Iterator[str]:
     yield f"estimate of {found.recipe}: nothing is started, what is done already is not subtracted"
     yield "sources"
-    width = max(len(name) for name in found.flow.counts)
     for name, count in found.flow.counts.items():
-        yield f"  {name:<{width}} {count.rows:>15,} rows   {count.source}"
+        if name not in found.references:
+            yield f"  {name:<20}{count.rows:>15,} rows   {count.source}"
+    for role in ("query", "benchmark"):
+        counts = [found.flow.counts[name] for name, its in found.references.items() if its == role]
+        if counts:
+            why = "; ".join(dict.fromkeys(count.source for count in counts))
+            what = f"{len(counts)} {_SETS[role]}"
+            yield f"  {what:<20}{sum(count.rows for count in counts):>15,} rows   {why}"
     yield "kept by each verdict"
     for verdict, share in found.flow.shares.items():
         yield f"  {verdict:<12}{share.value:>7.1%}   {share.source}"
@@ -86,10 +95,11 @@ def _legend(found: Estimate) -> Iterator[str]:
         because = f": {longest.work.stage} alone has too few tasks" if longest else ""
         yield f"machines  no number of {shape} does it in {found.hours:g} h{because}"
     else:
-        yield f"machines  {found.num_machines:,} of {shape} do it in {found.hours:g} h; in the table: for this stage alone"
+        yield f"machines  {found.num_machines:,} of {shape} do it in {found.hours:g} h; in the table, that stage alone"
     yield (
-        f"money     {usd_text(total.usd)} USD: {usd_text(total.usd_hours)} of hours, {usd_text(total.usd_storage)} for a "
-        f"month of storage, {usd_text(total.usd_egress)} to take the tars out; machines that wait are not in it"
+        f"money     {usd_text(total.usd)} USD: {usd_text(total.usd_hours)} of hours of work, "
+        f"{usd_text(total.usd_storage)} for a month of storage, {usd_text(total.usd_egress)} to take the tars out; "
+        "machines that wait are not in it"
     )
     yield (
         f"storage   {bytes_text(total.kept_bytes)} at the end, {bytes_text(total.peak_bytes)} at most on the way; "
@@ -99,11 +109,11 @@ def _legend(found: Estimate) -> Iterator[str]:
     by_usd = sorted(found.lines, key=lambda line: -line.cost.usd)[:3]
     by_wall = sorted(found.lines, key=lambda line: -line.cost.wall_s)[:3]
     for what, lines, values in (
-        ("money", by_usd, [line.cost.usd / (total.usd_hours or 1) for line in by_usd]),
-        ("time", by_wall, [line.cost.wall_s / (total.wall_s or 1) for line in by_wall]),
+        ("dearest", by_usd, [line.cost.usd / (total.usd_hours or 1) for line in by_usd]),
+        ("longest", by_wall, [line.cost.wall_s / (total.wall_s or 1) for line in by_wall]),
     ):
         named = (f"{line.work.stage} {value:.0%}" for line, value in zip(lines, values, strict=True))
-        yield f"most {what:<5}{', '.join(named)}"
+        yield f"{what:<10}{', '.join(named)}"
 
 
 def _wall(line: Line) -> float:
@@ -114,8 +124,8 @@ def _rests_on(found: Estimate) -> Iterator[str]:
     used = found.rates.used.values()
     num_assumed = sum(not rate.measured for rate in used)
     yield (
-        f"{len(found.rates.used)} rates of pipelines/estimate/rates.yaml, {num_assumed} of them not measured. Those that "
-        "matter, and the totals if twice as much:"
+        f"{len(found.rates.used)} rates of pipelines/estimate/rates.yaml, {num_assumed} of them assumed, not measured. "
+        "Those that matter, and the totals if twice as much:"
     )
     for one in found.assumptions[:_NUM_NAMED]:
         source = one.source if len(one.source) <= 100 else f"{one.source[:97]}..."
@@ -143,12 +153,14 @@ def bytes_text(num: float) -> str:
 
 
 def time_text(seconds: float) -> str:
-    """Seconds below two minutes, minutes below two hours, hours above."""
+    """Seconds below two minutes, minutes below two hours, hours above, whole ones above a hundred."""
     if seconds == 0:
         return "-"
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:,.1f} h" if seconds < 360_000 else f"{seconds / 3600:,.0f} h"
 
 
 def usd_text(usd: float) -> str:
