@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 from curation.ingest.lists import list_suffix
 from curation.ingest.pictures import is_picture
+from curation.ingest.rows import open_parquet
 from curation.ingest.sources import SourceConfig, source_files
 from training.config import ConfigError
 from training.data.files import File
@@ -27,6 +28,7 @@ _SAMPLE_BYTES = 1 << 20  # of a file, as it is stored
 _SAMPLE_FILES = 5  # spread over a source of many
 _METADATA_FILES = 64  # of parquet: read one by one up to so many
 _LIST_S = 0.3  # for which a folder, or the tars of a source, are listed
+_FIRST_ENTRY_S = 1.0  # the first entry of a folder, so that the others can be told by it
 _PIECE_BYTES = 1 << 16
 _SIZED_FILES = 1000  # of a folder: pictures whose sizes are looked up
 
@@ -58,22 +60,34 @@ def count_source(key: str, config: SourceConfig) -> Count:
     Raises:
         ConfigError: it is not there, or lies in a bucket, and the recipe does not say how many rows it will have.
     """
+    try:
+        files = _files(config)
+    except ConfigError as error:
+        if config.expected_rows is None:
+            raise ConfigError(f"{key}.{error}; or say how many rows it will have: {key}.expected_rows=N") from None
+        return Count(rows=config.expected_rows, is_exact=False, source="expected_rows of the recipe, not looked into")
+    try:
+        return _count(config, files)
+    except ConfigError as error:
+        raise ConfigError(f"{key}.{error}") from None
+
+
+def _files(config: SourceConfig) -> list[File]:
+    """Files of a source; of a folder none, which is listed later, and not to its end.
+
+    Raises:
+        ConfigError: nothing is there, or it lies in a bucket.
+    """
     if config.location.startswith("s3://"):
-        why = f"location: {config.location!r} lies in a bucket, and an estimate asks no network"
-    else:
-        try:
-            return _count(config)
-        except ConfigError as error:
-            why = str(error)
-    if config.expected_rows is None:
-        raise ConfigError(f"{key}.{why}; or say how many rows it will have: {key}.expected_rows=N")
-    return Count(rows=config.expected_rows, is_exact=False, source="expected_rows of the recipe, not looked into")
+        raise ConfigError(f"location: {config.location!r} lies in a bucket, and an estimate asks no network")
+    if config.kind == "folder" and Path(config.location).is_dir():
+        return []
+    return source_files(config)
 
 
-def _count(config: SourceConfig) -> Count:
+def _count(config: SourceConfig, files: Sequence[File]) -> Count:
     if config.kind == "folder":
         return _count_folder(config)
-    files = source_files(config)
     if config.kind == "parquet" or all(list_suffix(file.path) == ".parquet" for file in files):
         return _count_parquet(files, is_pictures=config.kind == "parquet")
     if config.kind == "list":
@@ -159,10 +173,8 @@ def _rows_of_archive(path: str) -> _Seen:
 
 
 def _count_parquet(files: Sequence[File], *, is_pictures: bool) -> Count:
-    import pyarrow.parquet as pq
-
     sample = _spread(files, _METADATA_FILES)
-    rows = sum(pq.read_metadata(file.path).num_rows for file in sample)
+    rows = sum(_rows_of_parquet(file.path) for file in sample)
     seen, total = (sum(file.num_bytes for file in some) for some in (sample, files))
     picture_bytes = seen / rows if is_pictures and rows else None
     if len(sample) == len(files):
@@ -171,36 +183,43 @@ def _count_parquet(files: Sequence[File], *, is_pictures: bool) -> Count:
     return Count(rows=round(rows * total / seen), picture_bytes=picture_bytes, is_exact=False, source=how)
 
 
+def _rows_of_parquet(path: str) -> int:
+    with open_parquet(path) as file:
+        return int(file.metadata.num_rows)
+
+
 # Folders and tars
 
 
 def _count_folder(config: SourceConfig) -> Count:
     """Pictures below a folder; where time runs out, as many in each of its entries as in those that were listed."""
-    top = Path(config.location)
-    if not top.is_dir():
-        source_files(config)  # says what is wrong, or lists what fits a pattern
-        raise ConfigError(f"location: {config.location!r} is no folder")
-    entries = sorted((entry for entry in os.scandir(top) if not entry.name.startswith(".")), key=lambda one: one.name)
-    rows, sizes, ends = 0, list[int](), time.monotonic() + _LIST_S
-    listed = 0
+    with os.scandir(config.location) as there:
+        entries = sorted((entry for entry in there if not entry.name.startswith(".")), key=lambda one: one.name)
+    sizes: list[int] = []
+    rows = whole = listed = 0  # pictures; those of entries that were listed whole; such entries
+    began = time.monotonic()
     for entry in entries:
         for path in _pictures_below(entry):
             rows += 1
             if len(sizes) < _SIZED_FILES:
                 sizes.append(os.stat(path).st_size)
-            if listed and time.monotonic() > ends:
+            if time.monotonic() - began > (_LIST_S if listed else _FIRST_ENTRY_S):
                 break
         else:
-            listed += 1
+            listed, whole = listed + 1, rows
             continue
         break
     if not rows:
-        source_files(config)
+        source_files(config)  # says what is wrong
     picture_bytes = sum(sizes) / len(sizes) if sizes else None
     if listed == len(entries):
         return Count(rows=rows, picture_bytes=picture_bytes, source="listed")
+    if not whole:
+        return Count(
+            rows=rows, picture_bytes=picture_bytes, is_exact=False, source="at least: listed until time ran out"
+        )
     how = f"about: {listed:,} of {len(entries):,} entries listed"
-    return Count(rows=round(rows * len(entries) / listed), picture_bytes=picture_bytes, is_exact=False, source=how)
+    return Count(rows=round(whole * len(entries) / listed), picture_bytes=picture_bytes, is_exact=False, source=how)
 
 
 def _pictures_below(entry: os.DirEntry[str]) -> Iterator[str]:
@@ -238,5 +257,5 @@ def _members_of(tar_file: File, most_s: float) -> tuple[int, int, int]:
                 if time.monotonic() > ends:
                     return rows, num_bytes, max(1, file.tell())
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"location: {tar_file.path!r} is no tar: {error}") from None
+        raise ConfigError(f"location: {tar_file.path!r} is no tar: {str(error).splitlines()[0]}") from None
     return rows, num_bytes, tar_file.num_bytes

@@ -155,9 +155,9 @@ def _planted_shares(web: SampleWebConfig, rates: Rates) -> dict[str, float]:
         elif end in dropped:
             dropped[end] += count
     shares = {}
-    for verdict, count in dropped.items():
-        shares[verdict] = (left - count) / left
-        left -= count
+    for verdict, lines in dropped.items():
+        shares[verdict] = (left - lines) / left
+        left -= lines
     return shares
 
 
