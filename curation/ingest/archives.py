@@ -27,6 +27,7 @@ ARCHIVE_SUFFIXES = tuple(suffix + packed for suffix in (".warc", ".arc", ".wat")
 _BLOCK_BYTES = 4 << 20  # read at once from a bucket
 _PIECE_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 16  # of headers
+_MAX_HEADERS = 1000
 _RECORD = re.compile(rb"WARC/[01]\.\d+\s*$|[a-z]+:\S.* [0-9a-f.:]+ \d{8,} \S+ \S+\s*$")  # its first line
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
@@ -63,22 +64,25 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
     logging.getLogger("warcio").setLevel(logging.ERROR)  # it tells of every space in an address that it mends
     stream = Members(file, _begins_record) if file.read(len(GZIP)) == GZIP else None
     file.seek(0)
+    reader = _Lines(file if stream is None else io.BufferedReader(stream, _PIECE_BYTES))
     loader = ArcWarcRecordLoader(verify_http=False, arc2warc=False)
     place = 0
     while True:
-        reader = _Lines(file if stream is None else io.BufferedReader(stream, _PIECE_BYTES))
         in_order = True  # the reader stands behind a record, or at the start
         while line := reader.readline():
             if not line.strip():
                 continue
             if _RECORD.match(line):
                 place += 1
+                reader.lines_left = _MAX_HEADERS
                 try:
                     record = loader.parse_record_stream(reader, line, None, no_record_parse=True)
-                except (ArchiveLoadFailed, EOFError, ValueError) as error:
-                    yield place, f"its header cannot be read: {type(error).__name__}"
+                except (ArchiveLoadFailed, EOFError, ValueError):
+                    yield place, "its header cannot be read"
                     in_order = False
                     continue
+                finally:
+                    reader.lines_left = None
                 yield place, record
                 _skip(record)
                 in_order = _length_of(record) is not None
@@ -192,11 +196,16 @@ def _is_html(content_type: str) -> bool:
 
 
 class _Lines:
-    """A stream whose lines have an end: one without is cut into pieces."""
+    """A stream whose lines, and headers, have an end: a line without is cut into pieces."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
         self.read = stream.read
+        self.lines_left: int | None = None  # while headers are read
 
     def readline(self, num_bytes: int | None = None) -> bytes:
+        if self.lines_left is not None:
+            self.lines_left -= 1
+            if self.lines_left < 0:
+                raise ValueError("headers without an end")
         return self._stream.readline(min(num_bytes or _MAX_LINE_BYTES, _MAX_LINE_BYTES))

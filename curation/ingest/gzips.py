@@ -44,8 +44,8 @@ class Members(io.RawIOBase):
             size = len(self._data)
             try:
                 out = self._unpack.decompress(self._data, len(view))
-            except zlib.error as error:
-                self.damage = f"damaged gzip, {error}"
+            except zlib.error:
+                self.damage = "its gzip member cannot be unpacked"
                 break
             self._data = self._unpack.unused_data if self._unpack.eof else self._unpack.unconsumed_tail
             self._place += size - len(self._data)

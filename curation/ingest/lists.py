@@ -170,18 +170,15 @@ def _elements(path: str, stream: IO[str]) -> Iterator[Any]:
         try:
             value, end = decoder.raw_decode(text, place)
             end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
+            why = "neither , nor ] behind an element"
         except (ValueError, RecursionError) as error:
             value, end, why = None, len(text), str(error)
-        else:
-            why = "neither , nor ] behind an element"
-        if end == len(text):
+        if text[end : end + 1] not in (",", "]"):  # a string, or a number, may go on in the next piece
             piece = stream.read(wanted) if len(text) - place < _MAX_ELEMENT else ""
             if not piece:
                 raise ConfigError(f"location {path!r} cannot be read to its end: damaged or cut off, {why}")
             text, place, wanted = text[place:] + piece, 0, 2 * wanted
             continue
-        if text[end] not in ",]":
-            raise ConfigError(f"location {path!r} cannot be read to its end: {why}")
         yield value
         if text[end] == "]":
             return

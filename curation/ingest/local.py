@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from curation.ingest.sources import folder_of, several_files
 from training.data.files import open_file, raise_failure, read_file
+from training.data.tars import DAMAGE
 
 
 def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[bytes | None]:
@@ -67,7 +68,7 @@ def _read_tar(file: BinaryIO, names: Sequence[str]) -> Iterator[bytes | None]:
     there: dict[str, tarfile.TarInfo] = {}
     try:
         tar = tarfile.open(fileobj=file, mode="r:*")  # noqa: SIM115 - closed below
-    except (tarfile.TarError, EOFError, OSError):
+    except DAMAGE:
         yield from (None for _ in names)
         return
     with tar:
@@ -76,7 +77,7 @@ def _read_tar(file: BinaryIO, names: Sequence[str]) -> Iterator[bytes | None]:
                 tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
                 if info.isfile() and info.name in wanted:
                     there.setdefault(info.name, info)  # the first of a name: registration takes no other
-        except (tarfile.TarError, EOFError, OSError):
+        except DAMAGE:
             pass  # what stands before the damage is there
         for name in names:
             found = there.get(name)
@@ -87,7 +88,7 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     try:
         file = tar.extractfile(info)
         data = None if file is None else file.read()
-    except (tarfile.TarError, EOFError, OSError):
+    except DAMAGE:
         return None
     return data if data is not None and len(data) == info.size else None
 

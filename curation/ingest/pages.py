@@ -38,7 +38,7 @@ class Page(NamedTuple):
     """What a page holds."""
 
     images: tuple[SourceRow, ...]  # each address once; the last one says why, if the page was not read to its end
-    links: tuple[Link, ...]  # each address once
+    links: tuple[Link, ...]  # each address once, the first MAX_ADDRESSES of them
     robots_directives: frozenset[str]  # of its meta robots, lower case: noindex, nofollow, noimageai, …
 
 
@@ -75,14 +75,14 @@ class Findings:
 
     def __init__(self) -> None:
         self.base: str | None = None
-        self._images: list[tuple[str, str | None]] = []
-        self._links: list[tuple[str, bool]] = []
+        self._images: dict[str, str | None] = {}  # alt texts by address as it is written
+        self._links: dict[str, bool] = {}  # whether nofollow stands at each of them
         self._directives: set[str] = set()
 
     def image(self, address: str | None, alt_text: str | None = None) -> None:
         """A picture; pictures that stand in the page as ``data:`` are none."""
-        if not is_inline(address) and len(self._images) <= 2 * MAX_ADDRESSES:
-            self._images.append((str(address), alt_text))
+        if address and not is_inline(address) and (address in self._images or len(self._images) <= MAX_ADDRESSES):
+            self._images[address] = self._images.get(address) or alt_text
 
     def candidates(self, srcset: str | None, alt_text: str | None = None) -> None:
         """The largest picture of a ``srcset``."""
@@ -90,8 +90,9 @@ class Findings:
 
     def link(self, address: str | None, rel: str | None) -> None:
         """A link."""
-        if address and len(self._links) <= 2 * MAX_ADDRESSES:
-            self._links.append((address, "nofollow" in (rel or "").lower().split()))
+        if address and (address in self._links or len(self._links) < MAX_ADDRESSES):
+            nofollow = "nofollow" in (rel or "").lower().split()
+            self._links[address] = self._links.get(address, True) and nofollow
 
     def meta(self, name: str | None, content: str | None) -> None:
         """A ``meta`` of the page's head: its pictures for other sites, and what it says to robots."""
@@ -110,11 +111,11 @@ class Findings:
         """
         base = page_url if self.base is None else _absolute(page_url, self.base)
         images: dict[str, str | None] = {}
-        for address, alt_text in self._images:
+        for address, alt_text in self._images.items():
             url = _absolute(base, address)
             images[url] = images.get(url) or alt_text
         links: dict[str, bool] = {}
-        for address, nofollow in self._links:
+        for address, nofollow in self._links.items():
             url = _absolute(base, address).partition("#")[0]
             if url.startswith(("http://", "https://")) and len(url) <= MAX_LETTERS:
                 links[url] = links.get(url, True) and nofollow
@@ -123,8 +124,7 @@ class Findings:
         rows = [_image_row(url, page_url, images[url]) for url in list(images)[:MAX_ADDRESSES]]
         if error is not None:
             rows.append(broken_row(error, page_url))
-        kept = tuple(Link(*link) for link in list(links.items())[:MAX_ADDRESSES])
-        return Page(tuple(rows), kept, frozenset(self._directives))
+        return Page(tuple(rows), tuple(Link(*link) for link in links.items()), frozenset(self._directives))
 
 
 def is_inline(address: str | None) -> bool:

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 from curation.export.export import ExportConfig
@@ -48,6 +49,15 @@ def test_a_run_that_is_not_through_has_pending_lines(small_run: Any):
     assert len(frame) == 19
     assert list(frame[frame.stage == "pending"].image_id) == [FIRST]
     assert run_checks(connection)["no_pending"] == 1
+
+
+@pytest.mark.parametrize("old", [0, 1])
+def test_a_pool_whose_first_rows_do_not_tell_their_file(small_run: Any, old: int):
+    parts = [small_run.pool / f"urls/part-{shard:09d}.parquet" for shard in (WEB, WEB + 1)]
+    pq.write_table(pq.read_table(parts[old]).drop_columns(["file", "file_line"]), parts[old])
+    told = small_run.connect().execute("SELECT image_id, file, file_line FROM urls ORDER BY image_id").df()
+    assert len(told) == 19
+    assert told.file.isna().all()
 
 
 def test_reports(exported: Any):

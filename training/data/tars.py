@@ -17,7 +17,7 @@ from typing import BinaryIO, NamedTuple
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
 # What tarfile lets through when a tar, or the compression around it, is damaged.
-_DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
 
 
 class TarError(ValueError):
@@ -113,7 +113,7 @@ def read_members(
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(_BLOCK) != b"\0" * _BLOCK:
                 raise TarError(f"{path}: damaged or cut off, neither header nor end mark at byte {tar.offset:,}")
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise TarError(f"{path}: {error}") from None
 
 
@@ -131,5 +131,5 @@ def read_member(path: Path | str, name: str) -> bytes:
             return file.read()
     except KeyError:
         raise TarError(f"{path}: no member {name!r}") from None
-    except _DAMAGE as error:
+    except DAMAGE as error:
         raise TarError(f"{path}: {error}") from None

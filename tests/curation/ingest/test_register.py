@@ -51,6 +51,25 @@ def test_ids_follow_from_source_and_position(tmp_path):
     assert pool.shards[1_000_000]["image_id"].to_pylist()[0] == 1_000_000_000_000
 
 
+def test_rows_tell_their_file_and_another_file_with_the_same_rows_is_the_same_source(tmp_path):
+    pool = Pool()
+    (tmp_path / "lists").mkdir()
+    whole = url_list(tmp_path / "whole.txt", 5)
+    pool.register(("a", "pool", whole))
+    rows = pool.shards[0].to_pylist()
+    assert [(row["file"], row["file_line"], row["line"]) for row in rows] == [("whole.txt", n + 1, n) for n in range(5)]
+    url_list(tmp_path / "lists/1.txt", 3)
+    url_list(tmp_path / "lists/2.txt", 4, start=3)
+    before = pool.sources["digest"].to_pylist()
+    cut = SourceConfig(location=str(tmp_path / "lists"), kind="list")
+    assert pool.register(("a", "pool", cut))["digest"].to_pylist() != before  # two rows more, and no error
+    rows = pool.shards[0].to_pylist()
+    assert [(row["file"], row["file_line"], row["line"]) for row in rows] == [
+        *(("1.txt", n + 1, n) for n in range(3)),
+        *(("2.txt", n - 2, n) for n in range(3, 7)),
+    ]
+
+
 def test_an_unchanged_source_writes_nothing(tmp_path):
     pool = Pool()
     config = url_list(tmp_path / "a.txt", 20)

@@ -1,23 +1,41 @@
 import csv
 import gzip
+import hashlib
 import io
 import json
+import random
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.ingest import lists
 from curation.ingest.address import canonical_url
 from curation.ingest.local import read_local
 from curation.ingest.sources import SourceConfig, check_source, read_lines
+from curation.store import LocalStore
 from training.config import ConfigError
 
 GOOD = "http://a.test/1.jpg"
 
 
 def rows_of(location, kind="list", **values):
-    return [line.row for line in read_lines(SourceConfig(location=str(location), kind=kind, **values))]
+    return [line.row for line in lines_of(location, kind, **values)]
+
+
+def lines_of(location, kind="list", **values):
+    return list(read_lines(SourceConfig(location=str(location), kind=kind, **values)))
+
+
+def zstd(data):
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, "zstd") as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+PACK = {".gz": gzip.compress, ".zst": zstd}
 
 
 def test_txt_with_broken_lines(tmp_path):
@@ -33,14 +51,17 @@ def test_txt_with_broken_lines(tmp_path):
     assert rows[0] == (GOOD, None, None, None, None, None, None)
 
 
-@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet", ".csv.gz", ".jsonl.gz"])
-def test_lists_in_all_formats_say_the_same(tmp_path, suffix):
+@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"])
+def test_lists_in_all_formats_say_the_same(tmp_path, suffix, packed):
+    if suffix == ".parquet" and packed:
+        pytest.skip("parquet is packed inside")
     values = [
         {"url": GOOD, "page_url": "http://a.test/", "alt_text": 'a, "b"\nc', "label": "cat"},
         {"url": "http://b.test/ü.jpg", "page_url": "", "alt_text": "", "label": ""},
         {"url": "", "page_url": "", "alt_text": "x", "label": ""},
     ]
-    path = tmp_path / f"list{suffix}"
+    path = tmp_path / f"list{suffix}{packed}"
     if suffix == ".parquet":
         pq.write_table(pa.Table.from_pylist(values), path)
     else:
@@ -49,10 +70,11 @@ def test_lists_in_all_formats_say_the_same(tmp_path, suffix):
             writer = csv.DictWriter(text, list(values[0]), delimiter="\t" if "tsv" in suffix else ",")
             writer.writeheader()
             writer.writerows(values)
+        elif suffix == ".json":
+            json.dump(values, text, indent=1)
         else:
             text.write("".join(json.dumps(value) + "\n" for value in values))
-        data = text.getvalue().encode()
-        path.write_bytes(gzip.compress(data) if suffix.endswith(".gz") else data)
+        path.write_bytes(PACK.get(packed, bytes)(text.getvalue().encode()))
     rows = rows_of(path)
     assert rows[0] == (GOOD, None, "http://a.test/", 'a, "b"\nc', "cat", None, None)
     assert rows[1] == ("http://b.test/ü.jpg", None, None, None, None, None, None)
@@ -72,6 +94,70 @@ def test_csv_and_jsonl_that_are_damaged_inside(tmp_path):
     )
     errors = [row.error for row in rows_of(tmp_path / "a.jsonl")]
     assert errors == [None, "not json", "empty line", "empty line", "not utf-8", "not utf-8", "no scheme"]
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_packed_lists_of_several_pieces_and_cut_off(tmp_path, packed):
+    lines = [f"http://a.test/{n}.jpg\n" for n in range(20_000)]
+    halves = ["".join(lines[:7]), "".join(lines[7:])]
+    data = b"".join(PACK[packed](half.encode()) for half in halves)  # as `cat a.gz b.gz` makes it
+    (tmp_path / f"a.txt{packed}").write_bytes(data)
+    assert [row.url for row in rows_of(tmp_path / f"a.txt{packed}")] == [line.strip() for line in lines]
+    (tmp_path / f"a.txt{packed}").write_bytes(data[:-20])
+    with pytest.raises(ConfigError, match=rf"^location '.*a\.txt{packed}' cannot be read to its end: .") as caught:
+        rows_of(tmp_path / f"a.txt{packed}")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_json_array_holds_objects_and_addresses(tmp_path, monkeypatch):
+    values = [{"url": GOOD, "label": 3}, GOOD, "ü", 7, None, [GOOD], {"link": GOOD}, {"url": "x" * 500}, -12.5e3, ""]
+    for piece in (1, 3, 1000):
+        monkeypatch.setattr(lists, "_PIECE", piece)
+        for indent in (None, 2):
+            (tmp_path / "a.json").write_text(" \n" + json.dumps(values, indent=indent) + "\n")
+            lines = lines_of(tmp_path / "a.json")
+            assert [line.file_line for line in lines] == list(range(1, 11))
+            assert [(line.row.url, line.row.label) for line in lines][:2] == [(GOOD, "3"), (GOOD, None)]
+            errors = [line.row.error for line in lines]
+            assert errors == [None, None, "no scheme", *["empty line"] * 4, "no scheme", *["empty line"] * 2]
+    (tmp_path / "a.json").write_text("[ ]")
+    assert rows_of(tmp_path / "a.json") == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('[{"url": "x"}', "damaged or cut off"),
+        ('[{"url": "x"}, {"ur', "damaged or cut off"),
+        ('["a" "b"]', "neither , nor ] behind an element"),
+        ('["a",]', "damaged or cut off, Expecting value"),
+        ("[" * 100_000, "damaged or cut off"),
+        ("", r"is no array; a \.json list is an array"),
+        ('{"url": ["x"]}', r"is an object; a \.json list is an array"),
+    ],
+)
+def test_json_that_is_damaged_or_of_another_shape(tmp_path, text, message):
+    (tmp_path / "a.json").write_text(text)
+    with pytest.raises(ConfigError, match=message) as caught:
+        rows_of(tmp_path / "a.json")
+    assert "a.json" in str(caught.value)
+
+
+def test_every_row_tells_its_file_and_where_it_stands_in_it(tmp_path):
+    (tmp_path / "l/deep").mkdir(parents=True)
+    (tmp_path / "l/b.csv").write_text(f'url,alt_text\n{GOOD},"two\nlines"\n{GOOD},x\n')
+    (tmp_path / "l/a.txt").write_text(f"{GOOD}\n\n{GOOD}\n")
+    (tmp_path / "l/deep/c.jsonl").write_text(f'\n{{"url": "{GOOD}"}}\n')
+    pq.write_table(pa.table({"url": [GOOD] * 2}), tmp_path / "l/d.parquet")
+    (tmp_path / "l/.hidden.txt").write_text(GOOD)
+    (tmp_path / "l/.hidden").mkdir()
+    (tmp_path / "l/.hidden/e.txt").write_text(GOOD)
+    (tmp_path / "l/README.md").write_text("no list")
+    expected = [("a.txt", 1), ("a.txt", 2), ("a.txt", 3), ("b.csv", 2), ("b.csv", 4)]
+    expected += [("d.parquet", 1), ("d.parquet", 2), ("deep/c.jsonl", 1), ("deep/c.jsonl", 2)]
+    assert [(line.file, line.file_line) for line in lines_of(tmp_path / "l")] == expected
+    assert [(line.file, line.file_line) for line in lines_of(tmp_path / "l/[ab].*")] == expected[:5]
+    assert [(line.file, line.file_line) for line in lines_of(tmp_path / "l/a.txt")] == expected[:3]
 
 
 def test_a_byte_order_mark_loses_no_line(tmp_path):
@@ -126,14 +212,64 @@ def test_tar_with_labels(tmp_path, mode):
         assert list(read_local("tar", str(tmp_path / "set.tar"), [place])) == [data]
 
 
-def test_several_tars_name_their_file(tmp_path):
+@pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
+def test_a_packed_tar_that_is_damaged_after_registration(tmp_path, mode):
+    noise = random.Random(1).randbytes(200_000)
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"first"), ("2.jpg", noise), ("3.jpg", b"last")], f"w:{mode}")
+    places = [row.location for row in rows_of(tmp_path / "a.tar", "tar")]
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    data[-1000:] = b"\xff" * 1000
+    (tmp_path / "a.tar").write_bytes(data)
+    found = list(read_local("tar", str(tmp_path / "a.tar"), places))
+    assert len(found) == 3
+    assert found[2] is None
+    with pytest.raises(ConfigError, match="give a tar that is whole"):
+        rows_of(tmp_path / "a.tar", "tar")
+
+
+@pytest.mark.parametrize("pattern", ["*.tar", ""])
+def test_several_tars_name_their_file(tmp_path, pattern):
     (tmp_path / "t").mkdir()
     write_tar(tmp_path / "t" / "2.tar", [("a.jpg", b"2")])
     write_tar(tmp_path / "t" / "1.tar", [("a.jpg", b"1")])
-    location = str(tmp_path / "t" / "*.tar")
+    location = str(tmp_path / "t" / pattern)
     places = [row.location for row in rows_of(location, "tar")]
     assert places == ["1.tar::a.jpg", "2.tar::a.jpg"]
     assert list(read_local("tar", location, [*places, "3.tar::a.jpg"])) == [b"1", b"2", None]
+
+
+def test_what_lies_beside_a_picture_in_a_tar(tmp_path):
+    texts = {"url": GOOD, "page_url": "http://a.test/", "caption": "a cat", "label": 4}
+    members = [
+        ("s/0.json", json.dumps(texts).encode()),
+        ("s/0.jpg", b"0"),
+        ("s/0.txt", b"not this"),
+        ("s/1.v2.left.png", b"1"),
+        ("s/1.v2.right.PNG", b"1r"),
+        ("s/1.txt", "\ufeff two words \n".encode()),
+        ("s/1.cls", b"7\n"),
+        ("s/2.jpg", b"2"),
+        ("s/2.json", b"{"),
+        ("s/3.jpg", b"3"),
+        ("s/3.seg.json", b"{"),  # not of the picture, but of its segments
+        ("s/4.json", b"[1]"),
+        ("s/4.cls", b"\xff"),
+        ("s/4.webp", b"4"),
+        ("s/0.json", b'{"url": "http://far.test/"}'),  # not beside it
+        ("5.jpg", b"5"),
+        ("5.json", b'{"url": ["x"], "caption": "", "label": 0, "page_url": "\\ud800"}'),
+    ]
+    write_tar(tmp_path / "set.tar", members)
+    lines = lines_of(tmp_path / "set.tar", "tar", alt_text_column="caption")
+    assert [(line.file_line, line.row[:6]) for line in lines] == [
+        (2, (GOOD, "s/0.jpg", "http://a.test/", "a cat", "4", None)),
+        (4, (None, "s/1.v2.left.png", None, "two words", "7", None)),
+        (5, (None, "s/1.v2.right.PNG", None, "two words", "7", None)),
+        (8, (None, "s/2.jpg", None, None, "s", "its .json is not json")),
+        (10, (None, "s/3.jpg", None, None, "s", None)),
+        (14, (None, "s/4.webp", None, None, "\ufffd", None)),
+        (16, (None, "5.jpg", "?", None, "0", None)),
+    ]
 
 
 @pytest.mark.parametrize("nested", [True, False])
@@ -147,6 +283,140 @@ def test_parquet_of_pictures(tmp_path, nested):
     assert [(row.location, row.label) for row in rows] == [(f"image/{n}", str(n_)) for n, n_ in enumerate([3, 1, 2, 0])]
     places = [*(row.location for row in rows), "image/9"]
     assert list(read_local("parquet", str(tmp_path / "set.parquet"), places)) == [*images, None]
+
+
+def test_a_folder_of_parquet_as_hugging_face_has_it(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    values = [
+        {"bytes": b"one", "path": "1.jpg"},
+        {"bytes": None, "path": "data/2.jpg"},
+        {"bytes": b"three", "path": None},
+    ]
+    (tmp_path / "set/data").mkdir(parents=True)
+    for name, rows in (("train-00000", values), ("train-00001", values[::2]), (".cache", values)):
+        table = pa.table({"picture": pa.array(rows, kind), "label": pa.array(["a", "b", "c"][: len(rows)])})
+        pq.write_table(table, tmp_path / f"set/data/{name}.parquet", row_group_size=2)
+    (tmp_path / "set/README.md").write_text("card")
+    location = str(tmp_path / "set")
+    lines = lines_of(location, "parquet")
+    assert [(line.file, line.file_line, line.row.label) for line in lines] == [
+        *(("data/train-00000.parquet", n, label) for n, label in ((1, "a"), (2, "b"), (3, "c"))),
+        *(("data/train-00001.parquet", n, label) for n, label in ((1, "a"), (2, "b"))),
+    ]
+    assert [line.row.error for line in lines] == [
+        None, "the file holds no bytes of it, only its path 'data/2.jpg'", None, None, None,
+    ]  # fmt: skip
+    places = [line.row.location for line in lines]
+    assert places[3] == "data/train-00001.parquet::picture/0"
+    assert list(read_local("parquet", location, places)) == [b"one", None, b"three", b"one", b"three"]
+    check_source("sources.x", SourceConfig(location=location, kind="parquet"))
+
+
+@pytest.mark.parametrize(
+    ("columns", "named", "found"),
+    [
+        ({"image": "bytes"}, None, "image"),
+        ({"image": "nested", "mask": "nested"}, None, "image"),
+        ({"image": "text", "jpg": "nested"}, None, "jpg"),
+        ({"image": "bytes", "mask": "nested"}, "mask", "mask"),
+        ({"left": "nested", "right": "nested"}, None, r"several columns of pictures; name one of \['left', 'right'\]"),
+        ({"image": "text"}, None, r"'image' of '.*' is string; it must hold bytes"),
+        ({"jpg": "bytes"}, None, r"has no column 'image'; its columns: jpg"),
+        ({"jpg": "bytes"}, "png", r"has no column 'png'; its columns: jpg"),
+    ],
+)
+def test_which_column_holds_pictures(tmp_path, columns, named, found):
+    values = {"bytes": [b"x"], "text": ["x"], "nested": [{"bytes": b"x"}]}
+    pq.write_table(pa.table({name: values[kind] for name, kind in columns.items()}), tmp_path / "a.parquet")
+    config = SourceConfig(location=str(tmp_path / "a.parquet"), kind="parquet", image_column=named)
+    if found in columns:
+        check_source("sources.x", config)
+        assert [line.row.location for line in read_lines(config)] == [f"{found}/0"]
+    else:
+        with pytest.raises(ConfigError, match=rf"^sources\.x\.image_column: .*{found}"):
+            check_source("sources.x", config)
+
+
+def a_bit_of_everything(folder):
+    """Small sources of every kind but archives, below a folder."""
+    files = {
+        "l/a.txt": b"\xef\xbb\xbfhttp://a.test/1.jpg\n\nno address\nhttp://a.test/\xff\n",
+        "l/b.csv": b'url,alt_text,label\nhttp://a.test/2,"a\nb",c\n\xff,\xff\nhttp://a.test/3\n',
+        "l/c.jsonl.gz": gzip.compress(
+            b'{"url": "http://a.test/4", "page_url": 7}\n[1]\n\n{"url": "\\ud800"}\n"http://a.test/5"\n'
+        ),
+        **{f"f/{n}": n.encode() for n in ("top.png", "cat/2.PNG", "cat/deep/1.jpg", "a.b/x.gif", "a/y.gif", "n.txt")},
+    }
+    for name, data in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    pq.write_table(pa.table({"url": ["http://a.test/6", None], "label": [1, 2]}), folder / "l/d.parquet")
+    manifest = ("manifest.csv", b"file,label\nx.jpg,bee\n")
+    for name in ("t/b.tar", "t/a/c.tar", "t/a.b/d.tar"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        write_tar(folder / name, [manifest, ("x.jpg", b"1"), ("y/z.png", b"22"), ("x.jpg", b"333"), ("notes.md", b"")])
+    image = pa.array([{"bytes": b"one"}, None, {"bytes": b"three"}], pa.struct([("bytes", pa.binary())]))
+    (folder / "p").mkdir()
+    pq.write_table(pa.table({"image": image, "url": ["u", None, "w"]}), folder / "p/x.parquet", row_group_size=2)
+
+
+@pytest.mark.parametrize(
+    ("location", "kind", "digest"),
+    [
+        ("l/a.txt", "list", "14809b860c8eda21ce049a86bd5c490ef8ea2c5bc0e6c34cc3fea016dd976d58"),
+        ("l/b.csv", "list", "a96cef88cd44ed9b99c36e037435f9c464bddca8289f537348e4b49bc3d804ba"),
+        ("l/c.jsonl.gz", "list", "c28f0227079f0773a8ee4d12a876c08a86128dbf6331fa4f6230a35c184912c0"),
+        ("l/d.parquet", "list", "fe9f8bba987c051ac8aabb2aa5800b16e4dd7ef42a75d2e46f291319de9aec1f"),
+        ("l/[ab].*", "list", "4e26654a646fbb126711956131528b24a09e0da7d439f179fce1bc7c9fb5b164"),
+        ("f", "folder", "31d7c8a2afd21ae4a920a95422b34c2341da8438041919ad4464528ddd375853"),
+        ("t/b.tar", "tar", "bcf3d328390d6f24a1fcd6761b2248a870d4d8ba8349be3632a15a753c1931ec"),
+        ("t/**/*.tar", "tar", "70daa1353ffe75f8aed7d279167fb3ba9adb992f600d05da970f59d0cbcc915a"),
+    ],
+)
+def test_what_was_registered_is_known_again(tmp_path, location, kind, digest):
+    """Digests of rows as they were before rows told their file: a pool of then goes on."""
+    a_bit_of_everything(tmp_path)
+    rows = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows_of(tmp_path / location, kind))
+    assert hashlib.sha256(rows.encode()).hexdigest() == digest
+
+
+def test_sources_in_a_bucket_are_those_of_a_folder(tmp_path, in_a_bucket):
+    a_bit_of_everything(tmp_path / "local")
+    bucket = in_a_bucket(LocalStore(str(tmp_path / "local"))).location
+    for location, kind in (
+        *(("l/a.txt", "list"), ("l/b.csv", "list"), ("l/c.jsonl.gz", "list"), ("l/d.parquet", "list")),
+        *(("l", "list"), ("l/[ab].*", "list"), ("f", "folder"), ("f/", "folder"), ("t", "tar"), ("t/b.tar", "tar")),
+        *(
+            ("t/*/*.tar", "tar"),
+            ("t/**/*.tar", "tar"),
+            ("p/x.parquet", "parquet"),
+            ("*/x.parquet", "parquet"),
+            ("p", "parquet"),
+        ),
+    ):
+        here, there = (lines_of(f"{base}/{location}", kind) for base in (tmp_path / "local", bucket))
+        assert here == there, location
+        assert here
+        check_source("sources.x", SourceConfig(location=f"{bucket}/{location}", kind=kind))
+        if kind != "list":
+            places = [line.row.location for line in here]
+            found = list(read_local(kind, f"{bucket}/{location}", [*places, places[0].replace("x", "gone")]))
+            assert found[:-1] == list(read_local(kind, str(tmp_path / "local" / location), places)), location
+    for location, kind, message in (
+        ("l/none.txt", "list", r"sources\.x\.location: 's3://.*none\.txt' does not exist; give a file or a glob"),
+        ("f/top.png", "folder", r"is a file; kind 'folder' takes a folder"),
+        ("l", "folder", r"does not exist; kind 'folder' takes a folder of pictures"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            check_source("sources.x", SourceConfig(location=f"{bucket}/{location}", kind=kind))
+
+
+def test_a_bucket_that_is_not_there(tmp_path, in_a_bucket):
+    (tmp_path / "local").mkdir()
+    in_a_bucket(LocalStore(str(tmp_path / "local")))
+    with pytest.raises(ConfigError, match=r"sources\.x\.location: 's3://no-such-bucket/a\.txt' ") as caught:
+        check_source("sources.x", SourceConfig(location="s3://no-such-bucket/a.txt", kind="list"))
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -206,3 +476,9 @@ def test_addresses_that_differ():
     urls = ["http://a.test/x", "https://a.test/x", "http://a.test:8080/x", "http://a.test/x?", "http://a.test/x?a=1"]
     urls += ["http://a.test/X", "http://a.test/x/", "http://a.test/%2Fx", "http://a.test/x?b=1&a=1"]
     assert len({canonical_url(url) for url in urls}) == len(urls)
+
+
+def test_a_file_whose_name_looks_like_a_pattern(tmp_path):
+    (tmp_path / "a[1].txt").write_text(GOOD)
+    (tmp_path / "a1.txt").write_text("http://other.test/")
+    assert [(line.file, line.row.url) for line in lines_of(tmp_path / "a[1].txt")] == [("a[1].txt", GOOD)]
