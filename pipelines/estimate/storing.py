@@ -51,6 +51,8 @@ def written_bytes(scale: Scale, name: str, rows: float) -> tuple[float, float]:
         + num_pictures * rates["picture.tar"],
         "look": rows * (rates["picture.small"] + rates["picture.tar"] + blurred),
         "describe": rows * copy_vector,
+        "fit_descriptor": rates["fit.descriptor"] if name == "fit_descriptor" and rows else 0.0,
+        "fit_embedder": rates["fit.embedder"] if name == "fit_embedder" and rows else 0.0,
         "fit_quantiser": recipe.edges.num_lists * 4 * scale.copy_dim,
         "embed": rows * vector,
         "fit_kmeans": recipe.cluster.num_clusters * 4 * scale.dim,

@@ -120,11 +120,11 @@ def total_of(works: Sequence[Work], costs: Sequence[Cost], tar_bytes: float, rat
 
 
 def of_machines(cluster: Cluster, num: int, rates: Rates) -> Cluster:
-    """So many machines of ``machine.*``, each with the fetchers of the recipe."""
+    """So many machines of ``machine.*``."""
     return replace(
         cluster,
         workers=num * rates["machine.cpus"],
-        fetchers=num * cluster.fetchers,
+        fetchers=num * rates["machine.fetchers"],
         gpu_workers=num * rates["machine.gpus"],
         gbit=num * rates["machine.gbit"] if cluster.gbit is not None else None,
     )

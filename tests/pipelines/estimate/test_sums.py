@@ -18,7 +18,7 @@ def rates(**values):
         "wait.visit": (3.0, "s a visit"), "start.near": (1.5, "CPU s a worker"),
         "price.cpu_hour": (0.5, "USD"), "price.gpu_hour": (3.0, "USD"), "price.tb_month": (20.0, "USD"),
         "price.tb_egress": (100.0, "USD"), "machine.cpus": (10.0, "cores"), "machine.gpus": (1.0, "GPUs"),
-        "machine.gbit": (1.0, "Gbit/s"),
+        "machine.gbit": (1.0, "Gbit/s"), "machine.fetchers": (2.0, "fetchers"),
     }  # fmt: skip
     return Rates(
         {name: Rate(value=values.get(name, value), unit=unit, measured=True, source="by hand")
