@@ -86,8 +86,8 @@ def _legend(found: Estimate) -> Iterator[str]:
     gpus = f", {cluster.gpu_workers:,.0f} with a GPU" if total.gpu_s else ""
     whose = "CPUs of this machine: execution.workers is null" if found.cluster_is_this_machine else "of the recipe"
     yield (
-        f"cluster   {cluster.workers:,.0f} workers{gpus}, {cluster.fetchers:,.0f} fetchers ({whose}), each worker a core "
-        "to itself; stages one after the other, though those by shard overlap"
+        f"cluster   {cluster.workers:,.0f} workers{gpus}, {cluster.fetchers:,.0f} fetchers ({whose}), each with a "
+        "core to itself; stages one after the other, though those by shard overlap"
     )
     if total.gpu_s:
         yield "GPU       time for which one is held: its worker decodes and writes on a core of its own meanwhile"
