@@ -117,7 +117,7 @@ def _priced(
     flow = flow_of(recipe, counted, rates)
     works = works_of(recipe, stages, flow, rates)
     costs = [cost_of(work, cluster, rates) for work in works]
-    return flow, works, costs, total_of(works, costs, tar_bytes_of(flow, rates), rates)
+    return flow, works, costs, total_of(works, costs, cluster, rates, tar_bytes=tar_bytes_of(flow, rates))
 
 
 def _assumptions(

@@ -133,6 +133,8 @@ def shares_of(recipe: CurateRecipe, rates: Rates) -> dict[str, Share]:
         given: float | None = getattr(recipe.expected, verdict)
         if verdict == "semantic" and recipe.semdedup.eps is None:
             found[verdict] = Share(value=1.0, source="semdedup.eps is null")
+        elif verdict == "leakage" and not recipe.benchmarks:
+            found[verdict] = Share(value=1.0, source="there are no benchmarks")
         elif given is not None:
             found[verdict] = Share(value=given, source=f"expected.{verdict} of the recipe")
         elif verdict in planted:

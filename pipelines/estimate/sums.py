@@ -50,7 +50,8 @@ class Total:
     cpu_s: float
     gpu_s: float
     wall_s: float
-    usd_hours: float
+    usd_hours: float  # of work
+    usd_held: float  # of the whole cluster, were it kept for all of wall_s
     usd_storage: float  # of one month
     usd_egress: float  # of the tars, once
     kept_bytes: float
@@ -60,7 +61,7 @@ class Total:
 
     @property
     def usd(self) -> float:
-        """All of it."""
+        """All of it, for hours of work."""
         return self.usd_hours + self.usd_storage + self.usd_egress
 
 
@@ -89,15 +90,20 @@ def cost_of(work: Work, cluster: Cluster, rates: Rates) -> Cost:
     return Cost(cpu_s=cpu_s, gpu_s=gpu_s, wall_s=wall_s, usd=usd)
 
 
-def total_of(works: Sequence[Work], costs: Sequence[Cost], tar_bytes: float, rates: Rates) -> Total:
+def total_of(
+    works: Sequence[Work], costs: Sequence[Cost], cluster: Cluster, rates: Rates, *, tar_bytes: float
+) -> Total:
     """Sum of all stages.
 
     Args:
         works: of the stages, in order.
         costs: of the same.
-        tar_bytes: of the finished set, which are taken out of the cloud once.
+        cluster: that they were priced on.
         rates: prices.
+        tar_bytes: of the finished set, which are taken out of the cloud once.
     """
+    wall_s = sum(cost.wall_s for cost in costs)
+    gpus = cluster.gpu_workers if any(work.on_gpu for work in works) else 0.0
     kept = peak = 0.0
     for work in works:
         kept += work.kept_bytes
@@ -105,7 +111,8 @@ def total_of(works: Sequence[Work], costs: Sequence[Cost], tar_bytes: float, rat
     return Total(
         cpu_s=sum(cost.cpu_s for cost in costs),
         gpu_s=sum(cost.gpu_s for cost in costs),
-        wall_s=sum(cost.wall_s for cost in costs),
+        wall_s=wall_s,
+        usd_held=wall_s / HOUR_S * (cluster.workers * rates["price.cpu_hour"] + gpus * rates["price.gpu_hour"]),
         usd_hours=sum(cost.usd for cost in costs),
         usd_storage=kept / 1e12 * rates["price.tb_month"],
         usd_egress=tar_bytes / 1e12 * rates["price.tb_egress"],

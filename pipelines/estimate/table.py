@@ -100,9 +100,9 @@ def _legend(found: Estimate) -> Iterator[str]:
         yield f"machines  {found.num_machines:,} of {shape} do it in {found.hours:g} h; in the table, that stage alone"
     yield (
         f"money     {usd_text(total.usd)} USD: {usd_text(total.usd_hours)} of hours of work, "
-        f"{usd_text(total.usd_storage)} for a month of storage, {usd_text(total.usd_egress)} to take the tars out; "
-        "machines that wait are not in it"
+        f"{usd_text(total.usd_storage)} for a month of storage, {usd_text(total.usd_egress)} to take the tars out"
     )
+    yield f"held      {usd_text(total.usd_held)} USD in place of the hours of work, if the cluster is kept all the time"
     yield (
         f"storage   {bytes_text(total.kept_bytes)} at the end, {bytes_text(total.peak_bytes)} at most on the way; "
         f"{bytes_text(total.download_bytes)} come from the web"

@@ -38,7 +38,7 @@ def test_a_recipe_is_estimated_stage_by_stage(name, capsys):
     stages = [stage.name for stage in build_stages(load_recipe(CurateRecipe, name))]
     start = next(n for n, line in enumerate(lines) if line.startswith("stage "))
     assert [line.split()[0] for line in lines[start + 1 : start + 3 + len(stages)]] == ["register", *stages, "total"]
-    for word in ("cluster", "machines", "money", "storage", "memory", "dearest", "longest"):
+    for word in ("cluster", "machines", "money", "held", "storage", "memory", "dearest", "longest"):
         assert any(line.startswith(f"{word} ") for line in lines), word
     assert any("assumed, not measured" in line for line in lines)
 
@@ -74,6 +74,22 @@ def test_shards_that_are_left_out_are_not_counted():
     whole = load_recipe(CurateRecipe, "smoke")
     part = load_recipe(CurateRecipe, "smoke", ["execution.max_shards=2"])
     assert (estimate(whole, hours=24).flow.pool["lines"], estimate(part, hours=24).flow.pool["lines"]) == (2000, 500)
+
+
+def test_shares_come_from_the_recipe_else_from_the_rates(tmp_path_factory):
+    recipe = tmp_path_factory.mktemp("recipe") / "mine.yaml"
+    recipe.write_text(
+        "name: mine\npool: pool\nrun: run\nexpected: {near: 0.5}\n"
+        "sources:\n  list: {kind: list, location: a.csv, expected_rows: 1000}\n"
+        "  photos: {kind: folder, location: photos, expected_rows: 100}\n"
+    )
+    flow = estimate(load_recipe(CurateRecipe, str(recipe)), hours=24, overrides=["keep.fetched=0.5"]).flow
+    # 1,000 addresses: .98, .5, .95, .5, .846; 100 pictures that are at hand: the last three
+    assert flow.web == (980, 490)
+    assert flow.pool["duplicates"] == pytest.approx((490 + 100) * 0.95 * 0.5 * 0.846)
+    assert flow.pool["leakage"] == flow.pool["duplicates"]
+    assert flow.shares["leakage"].source == "there are no benchmarks"
+    assert flow.shares["near"].source == "expected.near of the recipe"
 
 
 def test_prices_and_workers_are_what_the_command_says():

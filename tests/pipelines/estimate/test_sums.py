@@ -74,10 +74,12 @@ def test_totals():
         work(uses=(Use("stages.read", 1_800_000),), kept_bytes=1e12),
     ]
     costs = [cost_of(one, CLUSTER, rates(job=0.0)) for one in works]
-    total = total_of(works, costs, 5e11, rates())
+    total = total_of(works, costs, CLUSTER, rates(), tar_bytes=5e11)
     assert (total.kept_bytes, total.peak_bytes, total.download_bytes, total.memory_bytes) == (4e12, 7e12, 5, 7)
     assert (total.usd_hours, total.usd_storage, total.usd_egress) == (pytest.approx(0.5), 80, 50)
     assert total.usd == pytest.approx(130.5)
+    # each stage has one task: an hour, in which four cores at 0.5 are kept, and no GPU
+    assert total.usd_held == pytest.approx(2)
 
 
 def test_the_fewest_machines():
