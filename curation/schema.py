@@ -9,7 +9,7 @@ score, threshold`` and cover exactly the rows that the verdict before them kept;
 """
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -84,6 +84,23 @@ def part_of_group(parts: Sequence[Part], shard: int) -> Part:
         shard: of one of the roles of the table.
     """
     return parts[bisect_right([part.index for part in parts], shard) - 1]
+
+
+def groups_by_size(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
+    """Consecutive shards, given with their rows, that hold at most ``most`` rows together, or are one.
+
+    An appended shard changes the last group only.
+    """
+    group: list[int] = []
+    held = 0
+    for shard, num_rows in sizes:
+        if group and held + num_rows > most:
+            yield group
+            group, held = [], 0
+        group.append(shard)
+        held += num_rows
+    if group:
+        yield group
 
 
 def source_of_shard(shard: int) -> int:
@@ -223,16 +240,48 @@ _TABLES = (
         name="url_keys",
         root="run",
         kind="output",
-        row="one line that passed the rules of screening that look at one line only",
-        schema=_schema(_ID, ("url_key", pa.uint64(), "first 8 bytes of the sha256 of the canonical address")),
+        row="one line of a source, and what the rules of screening say that look at one line only",
+        schema=_schema(
+            _ID,
+            ("reason", pa.string(), "why it is dropped; null where it passes"),
+            (
+                "url_key",
+                pa.uint64(),
+                "first 8 bytes of the sha256 of its canonical address; null where it is dropped or is no address, and "
+                "in query sets and benchmarks",
+            ),
+        ),
+    ),
+    Table(
+        name="url_order",
+        root="run",
+        kind="output",
+        parts="group",
+        row="one line with a key, sorted by url_key and image_id; part = group of shards",
+        schema=_schema(
+            ("bucket", pa.int32(), "first 16 bits of the key"),
+            ("url_key", pa.uint64(), "see url_keys"),
+            _ID,
+        ),
+        row_group_rows=8192,  # a task reads one range of each part
+    ),
+    Table(
+        name="url_repeats",
+        root="run",
+        kind="output",
+        parts="task",
+        row="one line whose address an earlier line has, sorted by image_id; part = range of url_key",
+        schema=_schema(_ID, ("first_id", pa.int64(), "least image_id with this address")),
+        row_group_rows=4096,  # it is gathered by ranges of image_id
     ),
     Table(
         name="url_duplicates",
         root="run",
         kind="output",
-        parts="task",
-        row="one line whose address an earlier line has; part = range of url_key",
+        parts="group",
+        row="one row of url_repeats, sorted by image_id; part = group of shards",
         schema=_schema(_ID, ("first_id", pa.int64(), "least image_id with this address")),
+        row_group_rows=4096,  # screened reads it by ranges of image_id
     ),
     Table(
         name="screened",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,7 +10,7 @@ import pyarrow as pa
 from curation.dedup.near import NearConfig, blocked_distance, parse_hashes, rows_at
 from curation.dedup.pcahash import hash_table
 from curation.dedup.pigeonhole import BLOCKS_IN_KEY, HASH_BITS, keys_of, range_of
-from curation.schema import TABLES
+from curation.schema import TABLES, groups_by_size
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO
 
 _ROWS_IN_GROUP = 1 << 23  # of `near_codes`, at most: 440 MB while they are sorted
@@ -45,20 +44,6 @@ def rows_by_range(codes: np.ndarray, *, radius_bits: int, key_ranges: int) -> tu
     once[1:] = pairs[1:] != pairs[:-1]
     pairs = pairs[once]
     return (pairs >> np.uint64(32)).astype(np.int32), (pairs & np.uint64(0xFFFFFFFF)).astype(np.int64)
-
-
-def groups_by_size(sizes: Sequence[tuple[int, int]], most: int) -> Iterator[list[int]]:
-    """Consecutive shards, given with their rows, that hold at most ``most`` rows together, or are one."""
-    group: list[int] = []
-    held = 0
-    for shard, num_rows in sizes:
-        if group and held + num_rows > most:
-            yield group
-            group, held = [], 0
-        group.append(shard)
-        held += num_rows
-    if group:
-        yield group
 
 
 # --- stage ----------------------------------------------------------------------------------------------------------

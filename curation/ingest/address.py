@@ -10,6 +10,8 @@ _DEFAULT_PORTS = {"http": 80, "https": 443}
 _ASCII_HOST = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.-])?")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ESCAPE = re.compile(r"%[0-9A-Fa-f]{2}")
+# An address as most are written; ``_parse`` takes it apart the same way.
+_PLAIN = re.compile(r"(https?)://([a-z0-9_](?:[a-z0-9_.-]*[a-z0-9_-])?)(/[!\"$->@-~]*)(?:\?([!\"$-~]*))?(?:#[!-~]*)?")
 _UNRESERVED = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-._~")
 
 
@@ -34,6 +36,14 @@ def parse_address(url: str) -> Address:
     Raises:
         AddressError: no scheme, no host where the scheme has one, a port that is none, control characters.
     """
+    plain = _PLAIN.fullmatch(url)
+    if plain is None:
+        return _parse(url)
+    scheme, host, path, query = plain.groups()
+    return Address(scheme, "", host, None, path, query)
+
+
+def _parse(url: str) -> Address:
     text = url.strip()
     if not text:
         raise AddressError("empty line")

@@ -1,28 +1,33 @@
 """Screening: which lines may be fetched at all. Schemes, block lists, and addresses that an earlier line has.
 
-Equal addresses are found without holding them: each shard writes 64-bit keys, each task takes one range of keys of all
-shards, and the least id of a key wins.
+``screen_keys`` judges each line on its own, once, and gives those that pass the 64-bit key of their address. Equal
+addresses are then found without holding them all: ``url_order`` holds the keys of some shards in order, a task of
+``url_repeats`` reads one range of keys out of all parts, and ``url_duplicates`` brings what was found back to the order
+of lines. The least id of a key wins. Each key is sorted once and read once, in tasks of bounded memory, however many
+lines there are, and a list that is appended sorts only its own shards and those of the last group.
 """
 
 from __future__ import annotations
 
 import hashlib
-import ipaddress
 from collections.abc import Sequence
-from functools import lru_cache
-from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import Field
 
-from curation.ingest.address import AddressError, canonical_url, parse_address
-from curation.schema import TABLES, Part
-from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, digest_of, verdict_table
-from training.config import EXECUTION, Config, ConfigError
+from curation.ingest.blocked import Blocked, read_block_lists, read_entries
+from curation.ingest.spelling import spelled
+from curation.schema import TABLES, Part, groups_by_size, id_range, part_of_group
+from curation.stage import Context, GlobalStage, Map, ShardStage, Task, TaskIO, verdict_table
+from training.config import EXECUTION, Config
 
-_KEY_BITS = 64
+_BUCKET_BITS = 16  # of a key; ranges of keys are whole buckets
+_BYTES_OF_KEY = 96  # while the repeats of a range are found, at most
+_ROWS_IN_GROUP = 1 << 21  # of `url_order`, at most: 200 MB while they are sorted
+_REASONS = ("broken_line", "scheme", "blocked_host", "blocked_url")
 
 
 class ScreenConfig(Config):
@@ -32,69 +37,144 @@ class ScreenConfig(Config):
     """
 
     schemes: list[str] = Field(default=["http", "https"], description="of the address, lower case")
-    blocked_hosts: list[str] = Field(default_factory=list, description="hosts; a domain covers all hosts below it")
+    blocked_hosts: list[str] = Field(
+        default_factory=list,
+        description="hosts; a domain covers all hosts below it. A public suffix (github.io) is written *.github.io",
+    )
     blocked_urls: list[str] = Field(
         default_factory=list,
-        description="parts of an address; with a scheme in front: how it begins. Held against its canonical spelling",
+        description="HOST/PATH: how the path begins, there and on all hosts below; with a scheme in front: how the "
+        "address begins; else: a part of it. Held against its canonical spelling",
     )
     block_list_files: list[str] = Field(
         default_factory=list,
         json_schema_extra=EXECUTION,  # their content is in the fingerprint, their paths are not
-        description="files with one host, domain, or address beginning with http a line, or lines of a hosts file; "
-        "# begins a comment",
+        description="files with one such rule a line (a part begins with /), or lines of a hosts file; # begins a "
+        "comment",
     )
-    key_ranges: int = Field(
-        default=8, ge=1, le=4096, json_schema_extra=EXECUTION, description="tasks of de-duplication"
+    memory_mb: int = Field(
+        default=500,
+        ge=1,
+        json_schema_extra=EXECUTION,
+        description="of one task of de-duplication; says how many ranges the keys are cut into",
     )
 
     def fingerprint_values(self) -> dict[str, Any]:
         """The rules, those in files by their content, so that a file may move."""
-        listed = sorted({line for path in self.block_list_files for line in _read_block_list(path)})
-        return {**super().fingerprint_values(), "block_lists": digest_of(listed)}
+        return {**super().fingerprint_values(), "block_lists": self.listed().digest}
+
+    def listed(self) -> Blocked:
+        """The rules in files."""
+        return read_block_lists("screen.block_list_files", self.block_list_files)
+
+
+# --- one line -------------------------------------------------------------------------------------------------------
+
+
+class Judged(NamedTuple):
+    """What the rules say of N lines."""
+
+    reason: pa.Array  # string; null: passes
+    canonical: pa.Array  # string; null where the text is no address
 
 
 class Rules:
     """All rules of a config, its files read."""
 
     def __init__(self, config: ScreenConfig) -> None:
-        lines = [line for path in config.block_list_files for line in _read_block_list(path)]
-        urls = [line for line in lines if line.startswith(("http://", "https://"))]
-        hosts = [line for line in lines if not line.startswith(("http://", "https://"))]
-        self.schemes = frozenset(scheme.lower() for scheme in config.schemes)
-        self.hosts = frozenset(_plain(host) for host in [*config.blocked_hosts, *hosts])
-        every = [*config.blocked_urls, *urls]
-        self.prefixes = tuple(sorted({url for url in every if "://" in url}))
-        self.parts = tuple(sorted({url for url in every if "://" not in url}))
+        hosts = read_entries("screen.blocked_hosts", config.blocked_hosts, is_host=True)
+        urls = read_entries("screen.blocked_urls", config.blocked_urls, is_host=False)
+        self.schemes = pa.array(sorted({scheme.lower() for scheme in config.schemes}), pa.string())
+        self.blocked = Blocked(tuple(sorted({*hosts.entries, *urls.entries, *config.listed().entries})))
 
-    def judge(self, url: str) -> tuple[str | None, str | None]:
-        """Reason to drop an address, or None, and its canonical spelling where it has one."""
-        try:
-            address, canonical = parse_address(url), canonical_url(url)
-        except AddressError:
-            return "broken_line", None
-        if address.scheme not in self.schemes:
-            return "scheme", None
-        reason = self._block(address.host, canonical)
-        return reason, canonical if reason is None else None
+    def judge(self, urls: pa.Array, is_broken: np.ndarray, is_here: np.ndarray) -> Judged:
+        """Why lines are dropped, each on its own.
 
-    def judge_origin(self, url: str) -> str | None:
-        """Reason to drop a picture that is here already, from where it came; None also where that is no address."""
-        try:
-            return self._block(parse_address(url).host, canonical_url(url))
-        except AddressError:
-            return None
+        Args:
+            urls: string [N]; null for pictures that are here and have none.
+            is_broken: bool [N]; lines in which registration found no address.
+            is_here: bool [N]; local pictures, of which only the block lists are asked, where they say an address.
+        """
+        canonical, scheme, host = spelled(urls)
+        is_address = canonical.is_valid().to_numpy(zero_copy_only=False) & ~is_broken
+        code = np.full(len(urls), -1, np.int8)
+        code[is_broken | ~(is_address | is_here)] = _REASONS.index("broken_line")
+        allowed = pc.is_in(scheme, value_set=self.schemes).to_numpy(zero_copy_only=False)
+        code[is_address & ~is_here & ~allowed] = _REASONS.index("scheme")
+        left = np.flatnonzero(is_address & (code < 0))
+        for reason, found in self._block(left, host, canonical):
+            code[found] = _REASONS.index(reason)
+        return Judged(pa.array(_REASONS).take(pa.array(code, mask=code < 0)), canonical)
 
-    def _block(self, host: str, canonical: str) -> str | None:
-        if self.hosts and any(domain in self.hosts for domain in _domains(host)):
-            return "blocked_host"
-        if canonical.startswith(self.prefixes) or any(part in canonical for part in self.parts):
-            return "blocked_url"
-        return None
+    def _block(self, rows: np.ndarray, host: pa.Array, canonical: pa.Array) -> list[tuple[str, np.ndarray]]:
+        """Which of some rows are blocked, by reason; each host is looked up once."""
+        blocked = self.blocked
+        hosts = host.take(pa.array(rows)).dictionary_encode()
+        codes, names = hosts.indices.to_numpy(), hosts.dictionary.to_pylist()
+        named = np.array([blocked.names_host(name) for name in names], bool)[codes]
+        by_host, rows, codes = rows[named], rows[~named], codes[~named]
+        asked = np.array([blocked.asks_path(name) for name in names], bool)[codes]
+        if not (blocked.has_parts or asked.any()):
+            return [("blocked_host", by_host)]
+        by_path = np.zeros(len(rows), bool)
+        urls = canonical.take(pa.array(rows)).to_pylist()
+        for place in np.flatnonzero(asked).tolist():
+            by_path[place] = blocked.names_path(names[codes[place]], urls[place])
+        if blocked.has_parts:
+            by_path |= np.array([blocked.names_part(url) for url in urls], bool)
+        return [("blocked_host", by_host), ("blocked_url", rows[by_path])]
 
 
-def url_key(canonical: str) -> int:
-    """64-bit key of a canonical address: two different ones share a key once in 2**64 pairs."""
-    return int.from_bytes(hashlib.sha256(canonical.encode()).digest()[:8], "big")
+def url_keys(canonical: Sequence[str]) -> np.ndarray:
+    """64-bit keys of canonical addresses, uint64 [N]: two different ones share a key once in 2**64 pairs."""
+    digests = b"".join([hashlib.sha256(url.encode()).digest()[:8] for url in canonical])
+    return np.frombuffer(digests, ">u8").astype(np.uint64)
+
+
+class ScreenKeys(ShardStage):
+    """What the rules about one line say, and keys of the addresses that pass them.
+
+    Of query sets and benchmarks only broken lines are dropped.
+    """
+
+    name = "screen_keys"
+    section = "screen"
+    kind = "output"
+    version = 2
+    reads = ("urls",)
+    writes = ("url_keys",)
+    roles = ("pool", "query", "benchmark")
+    by_content = ("urls",)
+    config: ScreenConfig
+
+    def __init__(self, config: ScreenConfig) -> None:
+        super().__init__(config)
+        self.rules: Rules | None = None
+
+    def preflight(self) -> None:
+        """Block lists must be there, and every rule must be one."""
+        Rules(self.config)
+
+    def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
+        """One row for each line of the shard."""
+        del shard
+        table = io.table("urls", ["image_id", "url", "location", "error"]).combine_chunks()
+        columns = [table[name].combine_chunks() for name in ("url", "error", "location")]
+        urls, (is_broken, is_here) = columns[0], (c.is_valid().to_numpy(zero_copy_only=False) for c in columns[1:])
+        if io.role != "pool":
+            reason = pc.if_else(pa.array(is_broken), "broken_line", pa.scalar(None, pa.string()))
+            key = pa.nulls(len(urls), pa.uint64())
+        else:
+            self.rules = self.rules or Rules(self.config)
+            reason, canonical = self.rules.judge(urls, is_broken, is_here)
+            has_key = reason.is_null().to_numpy(zero_copy_only=False) & ~is_here
+            values = np.zeros(len(urls), np.uint64)
+            values[has_key] = url_keys(canonical.filter(pa.array(has_key)).to_pylist())
+            key = pa.array(values, mask=~has_key)
+        return {"url_keys": pa.table([table["image_id"], reason, key], schema=TABLES["url_keys"].schema)}
+
+
+# --- all lines ------------------------------------------------------------------------------------------------------
 
 
 def repeats(keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -103,50 +183,50 @@ def repeats(keys: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     keys, ids = keys[order], ids[order]
     starts = np.ones(len(keys), bool)
     starts[1:] = keys[1:] != keys[:-1]
-    first_ids = ids[np.flatnonzero(starts)][np.cumsum(starts) - 1] if len(ids) else ids
-    later, first = ids[~starts], first_ids[~starts]
-    by_id = np.argsort(later, kind="stable")
-    return later[by_id], first[by_id]
+    later = np.flatnonzero(~starts)
+    firsts = np.flatnonzero(starts)
+    first = ids[firsts[np.searchsorted(firsts, later) - 1]] if len(later) else ids[later]
+    by_id = np.argsort(ids[later], kind="stable")
+    return ids[later][by_id], first[by_id]
 
 
-class ScreenKeys(ShardStage):
-    """Keys of the addresses that pass every rule about one line."""
+def num_ranges_of(num_keys: int, memory_bytes: int) -> int:
+    """Ranges that keys are cut into, so that one fits: a power of two, so that few more keys cut the same ones."""
+    fitting = max(1, memory_bytes // _BYTES_OF_KEY)
+    num = 1
+    while num * fitting < num_keys and num < 1 << _BUCKET_BITS:
+        num *= 2
+    return num
 
-    name = "screen_keys"
-    section = "screen"
-    kind = "output"
-    reads = ("urls",)
-    writes = ("url_keys",)
-    roles = ("pool", "query", "benchmark")
-    by_content = ("urls",)
 
-    def __init__(self, config: ScreenConfig) -> None:
-        super().__init__(config)
-        self.rules: Rules | None = None
-        self.screen = config
+def keys_in_order(io: TaskIO, *, shards: list[int]) -> pa.Table:
+    """One part of ``url_order``, of a group of shards."""
+    tables = [io.read(io.part("url_keys", shard), ["url_key", "image_id"]) for shard in shards]
+    table = pa.concat_tables(tables).filter(pc.field("url_key").is_valid())
+    keys, ids = table["url_key"].to_numpy(), table["image_id"].to_numpy()
+    order = np.argsort(keys, kind="stable")  # ids ascend already
+    keys = keys[order]
+    bucket = (keys >> np.uint64(64 - _BUCKET_BITS)).astype(np.int32)
+    return pa.table([bucket, keys, ids[order]], schema=TABLES["url_order"].schema)
 
-    def fingerprint_values(self) -> dict[str, Any]:
-        """The rules; how many ranges of keys there are is of no matter here."""
-        return self.screen.fingerprint_values()
 
-    def preflight(self) -> None:
-        """Block lists must be there."""
-        Rules(self.screen)
+def repeats_of_range(io: TaskIO, *, groups: list[int], buckets: list[int]) -> pa.Table:
+    """One part of ``url_repeats``: of the buckets from the first to the one behind the last."""
+    within = ("bucket", buckets[0], buckets[1])
+    all_keys, all_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
+    for group in groups:
+        table = io.read(io.part("url_order", group), ["url_key", "image_id"], within=within)
+        all_keys.append(table["url_key"].to_numpy())
+        all_ids.append(table["image_id"].to_numpy())
+    columns = repeats(np.concatenate(all_keys), np.concatenate(all_ids))
+    return pa.table(columns, schema=TABLES["url_repeats"].schema)
 
-    def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
-        """Keys of one shard."""
-        del shard
-        self.rules = self.rules or Rules(self.screen)
-        urls = io.table("urls", ["image_id", "url", "location", "error"])
-        ids, keys = [], []
-        for row in urls.to_pylist():
-            if row["error"] is None and row["location"] is None:
-                reason, canonical = self.rules.judge(row["url"])
-                if reason is None and canonical is not None:
-                    ids.append(row["image_id"])
-                    keys.append(url_key(canonical))
-        columns = [pa.array(ids, pa.int64()), pa.array(keys, pa.uint64())]
-        return {"url_keys": pa.Table.from_arrays(columns, schema=TABLES["url_keys"].schema)}
+
+def repeats_of_lines(io: TaskIO, *, shards: list[int], ranges: list[int]) -> pa.Table:
+    """One part of ``url_duplicates``: the repeats of a group of shards, read by ranges of ids, 16 bytes each."""
+    within = ("image_id", *id_range(shards[0], shards[-1]))
+    found = [io.read(io.part("url_repeats", index), within=within) for index in ranges]
+    return pa.concat_tables([TABLES["url_duplicates"].schema.empty_table(), *found]).sort_by("image_id")
 
 
 class UrlDuplicates(GlobalStage):
@@ -154,146 +234,81 @@ class UrlDuplicates(GlobalStage):
 
     name = "url_duplicates"
     section = "screen"
+    version = 2
     reads = ("url_keys",)
-    writes = ("url_duplicates",)
-
-    def __init__(self, config: ScreenConfig) -> None:
-        super().__init__(config)
-        self.num_ranges = config.key_ranges
+    writes: ClassVar[tuple[str, ...]] = ("url_duplicates", "url_repeats", "url_order")
+    config: ScreenConfig
 
     def fingerprint_values(self) -> dict[str, Any]:
         """Nothing of the recipe: keys say it all."""
         return {}
 
     def run(self, context: Context, map: Map) -> None:  # noqa: A002 - the word the design uses
-        """One task for each range of keys."""
-        parts = tuple(context.part("url_keys", shard) for shard in context.shards("pool"))
-        tasks = [
+        """Sort by key, compare, sort by line."""
+        sizes = [(shard, context.num_rows(context.part("url_keys", shard))) for shard in context.shards("pool")]
+        groups = list(groups_by_size(sizes, _ROWS_IN_GROUP))
+        sort = [
             Task(
-                function=find_repeats,
-                writes=context.part("url_duplicates", number),
-                args={
-                    "folder": parts[0].folder if parts else "url_keys",
-                    "shards": [part.index for part in parts],
-                    "number": number,
-                    "num_ranges": self.num_ranges,
-                },
-                reads=parts,
+                function=keys_in_order,
+                args={"shards": shards},
+                reads=tuple(context.part("url_keys", shard) for shard in shards),
+                writes=context.part("url_order", shards[0]),
             )
-            for number in range(self.num_ranges)
+            for shards in groups
         ]
-        map(tasks)
+        map(sort)
+        order = tuple(task.writes for task in sort)
+        compare = self._compare(context, order)
+        map(compare)
+        found = tuple(task.writes for task in compare)
+        map(
+            [
+                Task(
+                    function=repeats_of_lines,
+                    args={"shards": shards, "ranges": [part.index for part in found]},
+                    reads=found,
+                    writes=context.part("url_duplicates", shards[0]),
+                )
+                for shards in groups
+            ]
+        )
 
-
-def find_repeats(io: TaskIO, *, folder: str, shards: Sequence[int], number: int, num_ranges: int) -> pa.Table:
-    """Repeats in range ``number`` of ``num_ranges`` equal ones; one shard's keys are held beside the range's."""
-    low = (number << _KEY_BITS) // num_ranges
-    high = ((number + 1) << _KEY_BITS) // num_ranges - 1
-    all_keys, all_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
-    for shard in shards:
-        table = io.read(Part(TABLES["url_keys"].root, folder, shard), ["image_id", "url_key"])
-        keys = table["url_key"].to_numpy()
-        inside = (keys >= np.uint64(low)) & (keys <= np.uint64(high))
-        all_keys.append(keys[inside])
-        all_ids.append(table["image_id"].to_numpy()[inside])
-    ids, first_ids = repeats(np.concatenate(all_keys), np.concatenate(all_ids))
-    return pa.Table.from_arrays([pa.array(ids), pa.array(first_ids)], schema=TABLES["url_duplicates"].schema)
+    def _compare(self, context: Context, order: tuple[Part, ...]) -> list[Task]:
+        num = num_ranges_of(sum(context.num_rows(part) for part in order), self.config.memory_mb * 1_000_000)
+        step = (1 << _BUCKET_BITS) // num
+        return [
+            Task(
+                function=repeats_of_range,
+                args={"groups": [part.index for part in order], "buckets": [number * step, (number + 1) * step]},
+                reads=order,
+                writes=context.part("url_repeats", number),
+            )
+            for number in range(num)
+        ]
 
 
 class Screened(ShardStage):
-    """The verdict over all lines. Of query sets and benchmarks only broken lines are dropped."""
+    """The verdict over all lines: what ``screen_keys`` says of each, and whether its address is a repeat."""
 
     name = "screened"
     section = "screen"
     kind = "verdict"
-    reads = ("urls", "url_duplicates")
+    version = 2
+    reads = ("url_keys", "url_duplicates")
     writes = ("screened",)
     roles = ("pool", "query", "benchmark")
-    by_content = ("urls",)
-
-    def __init__(self, config: ScreenConfig) -> None:
-        super().__init__(config)
-        self.rules: Rules | None = None
-        self.screen = config
 
     def fingerprint_values(self) -> dict[str, Any]:
-        """The rules."""
-        return self.screen.fingerprint_values()
+        """Nothing of the recipe: the tables say it all."""
+        return {}
 
     def run(self, shard: int, io: TaskIO) -> dict[str, pa.Table]:
         """One row for each line of the shard."""
-        del shard
-        urls = io.table("urls", ["image_id", "url", "location", "error"])
-        rows = urls.to_pylist()
-        reasons: list[str | None] = [None if row["error"] is None else "broken_line" for row in rows]
+        table = io.table("url_keys", ["image_id", "reason"])
+        ids, reason = (table[name].combine_chunks() for name in ("image_id", "reason"))
         if io.role == "pool":
-            self.rules = self.rules or Rules(self.screen)
-            repeated = _repeats_of(io, urls["image_id"].to_numpy())
-            for place, row in enumerate(rows):
-                if reasons[place] is not None:
-                    continue
-                if row["location"] is not None:
-                    reasons[place] = None if row["url"] is None else self.rules.judge_origin(row["url"])
-                    continue
-                reasons[place] = self.rules.judge(row["url"])[0]
-                if reasons[place] is None and row["image_id"] in repeated:
-                    reasons[place] = "duplicate_url"
-        nothing = pa.nulls(len(rows), pa.string())
-        covered = pa.table({"image_id": urls["image_id"], "sha256": nothing})
-        return {"screened": verdict_table("screened", covered, reason=reasons)}
-
-
-def _repeats_of(io: TaskIO, ids: np.ndarray) -> set[int]:
-    """Which of these ids repeat an earlier line's address."""
-    repeated: set[int] = set()
-    if len(ids):
-        for part in io.parts("url_duplicates"):
-            found = io.read(part, ["image_id"])["image_id"].to_numpy()
-            begin, end = np.searchsorted(found, [ids[0], ids[-1] + 1])
-            repeated.update(found[begin:end].tolist())
-    return repeated
-
-
-def _domains(host: str) -> list[str]:
-    """The host and every domain above it."""
-    labels = host.split(".")
-    return [".".join(labels[place:]) for place in range(len(labels))]
-
-
-def _plain(host: str) -> str:
-    """A host of a rule in the spelling that hosts of addresses have."""
-    host = host.strip().lower().removeprefix("*.").strip(".")
-    if host.isascii():
-        return host
-    try:
-        return parse_address(f"http://{host}").host
-    except AddressError:  # no address has such a host
-        return host
-
-
-def _read_block_list(path: str) -> tuple[str, ...]:
-    try:
-        state = Path(path).stat()
-        return _block_list(path, state.st_mtime_ns, state.st_size)
-    except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-        raise ConfigError(f"screen.block_list_files: {path!r}: {why}; give text files with one entry a line") from None
-
-
-@lru_cache(maxsize=64)  # the planner asks for the fingerprint of every shard
-def _block_list(path: str, mtime_ns: int, num_bytes: int) -> tuple[str, ...]:
-    del mtime_ns, num_bytes  # keys of the cache: a file that changed is read again
-    lines = (line.partition("#")[0].strip() for line in Path(path).read_text(encoding="utf-8").splitlines())
-    return tuple(entry for line in lines for entry in _entries(line))
-
-
-def _entries(line: str) -> list[str]:
-    """What a line blocks: itself, or the names of a line of a hosts file, ``0.0.0.0 NAME NAME``."""
-    first, *names = line.split() or [""]
-    if names:
-        try:
-            ipaddress.ip_address(first)
-        except ValueError:
-            return [line]
-        return names
-    return [line] if line else []
+            part = part_of_group(io.parts("url_duplicates"), shard)
+            repeated = io.read(part, ["image_id"], within=("image_id", *id_range(shard, shard)))["image_id"]
+            reason = pc.if_else(pc.is_in(ids, value_set=repeated), "duplicate_url", reason)
+        covered = pa.table({"image_id": ids, "sha256": pa.nulls(len(ids), pa.string())})
+        return {"screened": verdict_table("screened", covered, reason=reason)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from curation.dedup.copydescriptor import WEIGHT_FREE
+from curation.ingest.screen import num_ranges_of
 from curation.represent.embed import HANDMADE
 from curation.represent.fit_kmeans import AT_ONCE, piece_rows
 from curation.retrieve.candidates import BLOCK_QUERIES
@@ -16,6 +17,7 @@ from pipelines.estimate.flow import LINES, Flow
 from pipelines.estimate.rates import Rates
 
 FITS = ("fit_pca_hash", "fit_descriptor", "fit_quantiser", "fit_embedder", "fit_kmeans", "fit_hierarchy")
+_KEYS_IN_ORDER = 1 << 21  # of url_order: rows of a part
 _KEYS, _CODES = 15, 1 << 23  # of near_codes: keys of a hash at radius 4, rows of a part
 # The verdict that lets rows through to a stage that names none.
 _AFTER = {
@@ -138,9 +140,11 @@ class Scale:
         pieces = 1 if fitted <= AT_ONCE else math.ceil(fitted / piece_rows(recipe.cluster.num_clusters))
         blocks = max(1, sum(self.blocks_of(name) for name in flow.asked))
         codes = math.ceil(flow.pool["safety"] * min(_KEYS, recipe.near.key_ranges) / _CODES)
+        addresses = math.ceil(flow.pool[LINES] / _KEYS_IN_ORDER)
+        ranges = num_ranges_of(int(flow.pool[LINES]), recipe.screen.memory_mb * 1_000_000)
         tars = max(1, math.ceil(flow.num_samples / recipe.export.samples_per_tar))
         known: dict[str, tuple[float, float]] = {
-            "url_duplicates": (recipe.screen.key_ranges, recipe.screen.key_ranges),
+            "url_duplicates": (2 * addresses + ranges, min(addresses, ranges)),
             "near_codes": (codes, codes),
             "near_pairs": (recipe.near.key_ranges, recipe.near.key_ranges),
             "edges": (2 * lists + shards, 2 * lists),

@@ -72,7 +72,7 @@ def memory_bytes(scale: Scale, stage: Stage) -> float:
     task = 1e6 * recipe.execution.task_memory_mb
     model = 1e6 * rates["memory.model"]
     known = {
-        "url_duplicates": 16 * pool[LINES] / recipe.screen.key_ranges,  # a key and an id
+        "url_duplicates": min(1e6 * recipe.screen.memory_mb, 96 * pool[LINES]),  # bytes of a key while it is compared
         "near_pairs": rates["memory.code"] * pool["safety"] / recipe.near.key_ranges,
         "near_groups": rates["memory.node"] * pool["safety"],
         "fit_descriptor": 1e6 * rates["memory.fit_descriptor"] if rows else 0.0,

@@ -51,6 +51,16 @@ def test_missing_weights_and_files(capsys, tmp_path, fresh, override, message):
     assert not (tmp_path / "pool").exists()
 
 
+def test_rules_of_block_lists_that_are_none(capsys, tmp_path, fresh):
+    line = refused(capsys, "smoke", *fresh, "screen.blocked_hosts=[bad.test, github.io]")
+    assert "screen.blocked_hosts: got 'github.io': a public suffix, below which anybody registers names; " in line
+    listed = tmp_path / "rules.txt"
+    listed.write_text("bad.test\n||ads.example^\n")
+    line = refused(capsys, "smoke", *fresh, f"screen.block_list_files=[{listed}]")
+    assert f"screen.block_list_files: {listed} line 2: got '||ads.example^': no host; allowed are HOST" in line
+    assert not (tmp_path / "pool").exists()
+
+
 def test_a_descriptor_without_thresholds(capsys, tmp_path, fresh):
     weights = tmp_path / "weights.pt"
     weights.write_bytes(b"x")

@@ -7,6 +7,8 @@ then differs by one grey level.
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import numpy as np
 
 
@@ -22,14 +24,22 @@ def shrink(rgb: np.ndarray, width: int, height: int, box: tuple[float, float, fl
     Returns:
         uint8 [height, width, 3].
     """
-    from training.data.resampleloops import LANES, bicubic_weights, resample
+    from training.data.resampleloops import LANES, resample
 
     least = [(0, max(0, LANES - side)) for side in rgb.shape[:2]]
     if any(after for _, after in least):
         rgb = np.pad(rgb, [*least, (0, 0)])  # the loops read so many at once; weights do not reach there
     left, top, right, bottom = box
-    columns = bicubic_weights(left, right, width, rgb.shape[1] - least[1][1])
-    rows = bicubic_weights(top, bottom, height, rgb.shape[0] - least[0][1])
+    columns = _weights(left, right, width, rgb.shape[1] - least[1][1])
+    rows = _weights(top, bottom, height, rgb.shape[0] - least[0][1])
     out = np.empty(height * width * 3 + 3 * LANES, np.uint8)
     resample(np.ascontiguousarray(rgb), columns, rows, out)
     return out[: height * width * 3].reshape(height, width, 3)
+
+
+@lru_cache(maxsize=256)  # most pictures have one of few sizes
+def _weights(begin: float, end: float, num_out: int, num_in: int) -> tuple[np.ndarray, np.ndarray]:
+    from training.data.resampleloops import bicubic_weights
+
+    first, weights = bicubic_weights(begin, end, num_out, num_in)
+    return first, weights

@@ -199,6 +199,14 @@ def bicubic_weights(begin: float, end: float, num_out: int, num_in: int) -> tupl
 
 
 @numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
+def _empty(size: int) -> np.ndarray:
+    """float32 [size] that begins where a cache line does: no vector then stands in two."""
+    found = np.empty(size + LANES, np.float32)
+    skip = -(found.ctypes.data // 4) % LANES
+    return found[skip : skip + size]
+
+
+@numba.njit(nogil=True, cache=True)  # type: ignore[untyped-decorator]
 def resample(
     rgb: np.ndarray, columns: tuple[np.ndarray, np.ndarray], rows: tuple[np.ndarray, np.ndarray], out: np.ndarray
 ) -> None:
@@ -221,18 +229,19 @@ def resample(
     while ring_rows < num_rows + LANES:
         ring_rows *= 2
     mask = ring_rows - 1
-    band = np.empty(row_bytes * LANES, np.float32)  # 16 rows, a column after the other
+    band = _empty(row_bytes * LANES)  # 16 rows, a column after the other
     block = np.empty(3 * LANES * LANES, np.uint8)  # 16 pixels of them, weighed
-    ring = np.empty(ring_rows * stride, np.float32)  # rows whose columns are weighed
+    ring = _empty(ring_rows * stride)  # rows whose columns are weighed
     done = y = 0
     while done < height:
         top = min(done, height - LANES)
         at = 0
-        while at < row_bytes:
-            at = min(at, row_bytes - LANES)
-            _columns_of(source, band[at * LANES :], (top * row_bytes + at, row_bytes))
-            at += LANES
         for group in range(num_groups):
+            last = min(group * LANES + LANES, width) - 1
+            while at < (columns[0][last] + num_columns) * 3:  # no sooner: what was just written is near
+                at = min(at, row_bytes - LANES)
+                _columns_of(source, band[at * LANES :], (top * row_bytes + at, row_bytes))
+                at += LANES
             for lane in range(LANES):
                 x = min(group * LANES + lane, width - 1)
                 first = columns[0][x] * 3 * LANES

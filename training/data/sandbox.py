@@ -136,14 +136,16 @@ class _Child:
         descriptor = os.memfd_create("pictures")
         os.ftruncate(descriptor, SHARED_BYTES)
         path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)}
+        command = [sys.executable, "-P", "-m", "training.data.sandbox_child", str(memory_bytes), str(descriptor)]
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-P", "-m", "training.data.sandbox_child", str(memory_bytes), str(descriptor)],
+                command,
                 stdin=its_link.fileno(),
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 pass_fds=[descriptor],
-                env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": os.pathsep.join(path)},
+                env=environment,
             )
             self._memory = mmap.mmap(descriptor, SHARED_BYTES)
         finally:
@@ -160,7 +162,7 @@ class _Child:
         _set_timeout(link, wall_limit_s)
         if not greeting:
             self.end()
-            raise RuntimeError(f"the decoder does not start: {sys.executable} -m training.data.sandbox_child")
+            raise RuntimeError(f"the decoder does not start: {' '.join(command)}: {_why_not(command, environment)}")
 
     def decode(self, data: bytes, limits: tuple[int, int, float]) -> Picture:
         """Ask for a picture; ``limits`` are max_pixels, shortest_px and max_seconds."""
@@ -229,6 +231,17 @@ class _Child:
             return _DeadError(f"took longer than {max_seconds:g} s of CPU time", timed_out=True)
         how = signal.Signals(-status).name if status < 0 else f"exit status {status}"
         return _DeadError(f"the decoder ended by {how}", timed_out=False)
+
+
+def _why_not(command: list[str], environment: dict[str, str]) -> str:
+    """The last line of what a child that does not start writes: it is run once more, without a link to serve."""
+    try:
+        ended = subprocess.run(
+            command, check=False, stdin=subprocess.DEVNULL, capture_output=True, env=environment, timeout=_START_S
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (ended.stderr.decode(errors="replace").strip().splitlines() or [f"exit status {ended.returncode}"])[-1]
 
 
 def _set_timeout(link: socket.socket, seconds: float) -> None:

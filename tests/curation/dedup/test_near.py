@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curation.dedup.near import NearConfig, NearPairs, hamming, near_pairs
-from curation.dedup.near_codes import NearCodes, groups_by_size, rows_by_range
-from curation.schema import image_ids
+from curation.dedup.near_codes import NearCodes, rows_by_range
+from curation.schema import groups_by_size, image_ids
 from training.config import ConfigError
 
 SHARDS = [0, 1, 2, 1_000_000]

@@ -3,10 +3,8 @@
 import gzip
 import io
 import json
-import os
 import re
 import tarfile
-from pathlib import Path
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
@@ -17,7 +15,6 @@ from warcio.warcwriter import WARCWriter
 from curation.ingest.archives import read_pages, read_records
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 
-SHARED = os.environ.get("LVD_SHARED_DATA")
 PAGES = {
     "http://a.test/1": "<head><base href='/deep/'><meta property='og:image' content=og.jpg></head>"
     "<body><img src=1.jpg alt='one &amp; only'><a href=next rel=nofollow>n</a>",
@@ -335,10 +332,9 @@ def by_warcio(data):
     return types, pages
 
 
-@pytest.mark.skipif(SHARED is None, reason="LVD_SHARED_DATA is not set")
-def test_records_and_pages_of_archives_of_others_are_those_that_warcio_reads():
+def test_records_and_pages_of_archives_of_others_are_those_that_warcio_reads(shared_data):
     num_archives = num_pages = 0
-    with tarfile.open(Path(str(SHARED)) / "urls" / "web_archives.tar") as tar:
+    with tarfile.open(shared_data / "urls" / "web_archives.tar") as tar:
         for info in tar:
             if not re.search(r"\.(warc|arc|wat|wet)", info.name) or "paths" in info.name:
                 continue

@@ -4,8 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.ingest.screen import Rules, ScreenConfig, Screened, ScreenKeys, UrlDuplicates, repeats
-from curation.schema import TABLES, image_ids
+from curation.ingest import screen as screening
+from curation.ingest.address import AddressError, canonical_url, parse_address
+from curation.ingest.screen import (
+    Rules,
+    ScreenConfig,
+    Screened,
+    ScreenKeys,
+    UrlDuplicates,
+    num_ranges_of,
+    repeats,
+    url_keys,
+)
+from curation.schema import TABLES, Part, image_ids
 from training.config import ConfigError
 
 
@@ -27,7 +38,7 @@ class Planner:
     """The part of Context that the stage asks, over tables in memory."""
 
     def __init__(self, io, shards):
-        self.io, self.pool_shards, self.num_tasks = io, shards, 0
+        self.io, self.pool_shards, self.num_tasks = io, shards, []
 
     def shards(self, *roles):
         assert roles == ("pool",)
@@ -36,24 +47,31 @@ class Planner:
     def part(self, table, index):
         return self.io.part(table, index)
 
+    def num_rows(self, part):
+        return self.io.read(part).num_rows
+
     def map(self, tasks):
-        self.num_tasks = len(tasks)
+        self.num_tasks.append(len(tasks))
         for task in tasks:
             table = task.function(self.io, **task.args)
-            assert table.schema.equals(TABLES["url_duplicates"].schema)
+            assert table.schema.equals(TABLES[task.writes.folder].schema)
+            assert all(part in [Part("run", *key) for key in self.io.tables] for part in task.reads)
             self.io.tables[task.writes.folder, task.writes.index] = table
 
 
 def screen(io, config, tables, roles=None):
-    """All three stages over shards; the verdict's rows by shard."""
+    """All three stages over shards, in order of their numbers; the verdict's rows by shard."""
     roles = roles or {}
-    for shard, table in tables.items():
-        io.tables["urls", shard] = table
+    for shard, lines in sorted(tables.items()):
+        io.tables["urls", shard] = lines
         io.shard, io.role = shard, roles.get(shard, "pool")
-        io.tables["url_keys", shard] = ScreenKeys(config).run(shard, io)["url_keys"]
-    planner = Planner(io, [shard for shard in tables if roles.get(shard, "pool") == "pool"])
+        table = ScreenKeys(config).run(shard, io)["url_keys"]
+        assert table.schema.equals(TABLES["url_keys"].schema)
+        io.tables["url_keys", shard] = table
+    planner = Planner(io, [shard for shard in sorted(tables) if roles.get(shard, "pool") == "pool"])
     UrlDuplicates(config).run(planner, planner.map)
-    assert planner.num_tasks == config.key_ranges
+    num_keys = sum(io.read(part).num_rows for part in io.parts("url_order"))
+    assert planner.num_tasks[1] == num_ranges_of(num_keys, config.memory_mb * 1_000_000)
     out = {}
     for shard in tables:
         io.shard, io.role = shard, roles.get(shard, "pool")
@@ -64,9 +82,13 @@ def screen(io, config, tables, roles=None):
     return out
 
 
-CONFIG = ScreenConfig(
-    blocked_hosts=["bad.test", "*.worse.test"], blocked_urls=["/track/", "http://a.test/private"], key_ranges=3
-)
+def reasons_of(rules, *urls):
+    """What the rules say of lines that registration let through."""
+    nothing = np.zeros(len(urls), bool)
+    return rules.judge(pa.array(urls, pa.string()), nothing, nothing).reason.to_pylist()
+
+
+CONFIG = ScreenConfig(blocked_hosts=["bad.test", "*.worse.test"], blocked_urls=["/track/", "http://a.test/private"])
 LINES = {
     "http://a.test/1": None,
     "https://a.test/1": None,
@@ -97,7 +119,7 @@ def test_the_first_line_of_all_shards_wins(memory_io):
     }
     reasons = screen(memory_io, CONFIG, tables)
     assert reasons == {1: [None, None], 2: [None], 3: ["duplicate_url"] * 3}
-    found = pa.concat_tables([memory_io.tables["url_duplicates", n] for n in range(3)]).to_pylist()
+    found = pa.concat_tables(memory_io.read(part) for part in memory_io.parts("url_duplicates")).to_pylist()
     assert {row["image_id"]: row["first_id"] for row in found} == {
         3_000_000: 2_000_000,
         3_000_001: 1_000_001,
@@ -141,11 +163,8 @@ def test_block_list_files_count_by_content(tmp_path):
     assert first.fingerprint_values() == second.fingerprint_values()
     assert first.fingerprint_values() != ScreenConfig().fingerprint_values()
     rules = Rules(first)
-    assert [rules.judge(url)[0] for url in ("http://x.bad.test/", "http://a.test/nothing", "http://b.test/no")] == [
-        "blocked_host",
-        "blocked_url",
-        None,
-    ]
+    urls = ("http://x.bad.test/", "http://a.test/nothing", "http://b.test/no")
+    assert reasons_of(rules, *urls) == ["blocked_host", "blocked_url", None]
     (tmp_path / "a.txt").write_text("other.test\n")
     assert first.fingerprint_values() != second.fingerprint_values()
 
@@ -156,15 +175,14 @@ def test_block_lists_may_be_hosts_files(tmp_path):
         "127.0.0.1 localhost\n0.0.0.0 ads.example\ttrack.example # both\n::1 six.example\n", encoding="utf-8"
     )
     rules = Rules(ScreenConfig(block_list_files=[str(path)]))
-    for host in ("ads.example", "a.track.example", "six.example"):
-        assert rules.judge(f"http://{host}/a.jpg")[0] == "blocked_host"
-    assert rules.judge("http://0.0.0.0.example/a.jpg")[0] is None
+    urls = [f"http://{host}/a.jpg" for host in ("ads.example", "a.track.example", "six.example", "0.0.0.0.example")]
+    assert reasons_of(rules, *urls) == ["blocked_host"] * 3 + [None]
 
 
 def test_blocked_hosts_may_be_written_in_any_alphabet():
     rules = Rules(ScreenConfig(blocked_hosts=["*.b\u00fccher.example"]))
-    assert rules.judge("http://B\u00dcCHER.example/a.jpg")[0] == "blocked_host"
-    assert rules.judge("http://a.xn--bcher-kva.example/a.jpg")[0] == "blocked_host"
+    urls = ("http://B\u00dcCHER.example/a.jpg", "http://a.xn--bcher-kva.example/a.jpg")
+    assert reasons_of(rules, *urls) == ["blocked_host"] * 2
 
 
 def test_a_missing_block_list_is_a_configuration_error():
@@ -182,3 +200,87 @@ def test_repeats_against_a_dictionary(keys, random):
     expected = sorted((i, least[k]) for k, i in zip(keys, ids, strict=True) if least[k] != i)
     found = repeats(np.array(keys, np.uint64), np.array(ids, np.int64))
     assert list(zip(*(column.tolist() for column in found), strict=True)) == expected
+
+
+def test_keys_are_of_the_sha256():
+    import hashlib
+
+    expected = [int.from_bytes(hashlib.sha256(url).digest()[:8], "big") for url in (b"http://a.test/", b"x")]
+    assert url_keys(["http://a.test/", "x"]).tolist() == expected
+    assert url_keys([]).tolist() == []
+
+
+def test_ranges_follow_from_the_keys_and_the_memory():
+    keys_of_mb = 1_000_000 // screening._BYTES_OF_KEY
+    assert [num_ranges_of(num, 1_000_000) for num in (0, keys_of_mb, keys_of_mb + 1, 3 * keys_of_mb)] == [1, 1, 2, 4]
+    assert num_ranges_of(1_300_000_000, 500_000_000) == 256
+    assert num_ranges_of(1 << 40, 1) == 1 << 16
+
+
+def test_ranges_and_groups_change_no_duplicate(memory_io, monkeypatch):
+    """Many groups and ranges against one of each; what a group writes does not depend on how many ranges there are."""
+    urls = [[f"http://a.test/{n * step % 700}" for n in range(300)] for step in (1, 3, 7, 11)]
+    tables = {shard: urls_table(shard, lines) for shard, lines in enumerate(urls)}
+    whole = screen(memory_io, CONFIG, tables)
+    duplicates = pa.concat_tables(memory_io.read(part) for part in memory_io.parts("url_duplicates"))
+    seen: dict[str, int] = {}
+    for shard, lines in enumerate(urls):
+        for row, url in enumerate(lines):
+            assert whole[shard][row] == ("duplicate_url" if url in seen else None)
+            seen.setdefault(url, shard * 1_000_000 + row)
+    memory_io.tables.clear()
+    monkeypatch.setattr(screening, "_ROWS_IN_GROUP", 600)
+    monkeypatch.setattr(screening, "_BYTES_OF_KEY", 25_000)
+    assert screen(memory_io, CONFIG.model_copy(update={"memory_mb": 1}), tables) == whole
+    assert [len(memory_io.parts(name)) for name in ("url_order", "url_repeats", "url_duplicates")] == [2, 32, 2]
+    assert pa.concat_tables(memory_io.read(part) for part in memory_io.parts("url_duplicates")).equals(duplicates)
+    for part in memory_io.parts("url_order"):
+        table = memory_io.read(part)
+        assert table["url_key"].to_numpy().tolist() == sorted(table["url_key"].to_numpy().tolist())
+        assert [key >> 48 for key in table["url_key"].to_pylist()] == table["bucket"].to_pylist()
+
+
+# One line at a time, as simply as it can be said: what Rules.judge says of all at once.
+
+RULES = {
+    "schemes": ["http", "https", "ftp"],
+    "blocked_hosts": ["bad.test", "*.worse.test", "10.0.0.1"],
+    "blocked_urls": ["/track/", "http://a.test/private", "b.test/x/", "ftp://c.test/", "?id="],
+}
+
+
+def by_one(url, is_here):
+    try:
+        one, canonical = parse_address(url), canonical_url(url)
+    except AddressError:
+        return None if is_here else "broken_line"
+    if one.scheme not in RULES["schemes"] and not is_here:
+        return "scheme"
+    below = [host.removeprefix("*.") for host in RULES["blocked_hosts"]]
+    if any(f".{one.host}".endswith(f".{host}") for host in below):
+        return "blocked_host"
+    path = canonical.split("://", 1)[-1].partition("/")[2]
+    begins = canonical.startswith(("http://a.test/private", "ftp://c.test/"))
+    below_b = f".{one.host}".endswith(".b.test") and path.startswith("x/")
+    return "blocked_url" if begins or below_b or any(part in canonical for part in ("/track/", "?id=")) else None
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from(["http://", "https://", "HTTP://", "ftp://", "data:", ""]),
+            st.sampled_from(["", "x.", "10.0.0.1", "u@"]),
+            st.sampled_from(["a.test", "b.test", "bad.test", "worse.test", "c.test", "A.test:80", "notbad.test", ""]),
+            st.sampled_from(["", "/", "/x/", "/x", "/y/../x/z", "/track/", "/private/y", "/%70rivate", "/a?id=1"]),
+            st.booleans(),
+        ),
+        max_size=12,
+    )
+)
+def test_rules_against_one_line_at_a_time(rows):
+    urls = ["".join(row[:4]) for row in rows]
+    is_here = np.array([row[4] for row in rows], bool)
+    judged = Rules(ScreenConfig(**RULES)).judge(pa.array(urls, pa.string()), np.zeros(len(rows), bool), is_here)
+    assert judged.reason.to_pylist() == [
+        by_one(url.replace("://u@", "://"), here) for url, here in zip(urls, is_here, strict=True)
+    ]

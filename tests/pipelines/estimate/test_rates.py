@@ -46,6 +46,7 @@ def test_rates_are_the_numbers_of_their_files():
     scaling = read["copies_scaling"]["sizes"]["45000"]["costs"]
     metadata = read["metadata_cost"]["runs"]["1000000"][0]["cpu_s"]
     for name, value in {
+        "stages.screen_keys": read["urls"]["runs"]["5000000"][0]["stages"]["screen_keys"] / 5e6 * 1e3,
         "look.nudenet": read["faces"]["settings"]["nudenet 320, all >= .3"]["cpu_ms"],
         "look.yunet": read["faces"]["settings"]["yunet x1 by side"]["cpu_ms"],
         "stages.describe": read["copies"]["rows"]["sift-vlad-dct"]["ms"],

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.data import sandbox
 from training.data.pixels import DecodeError, Picture, decode
 from training.data.sandbox import NUM_SLOTS, SLOT_BYTES, DecoderProcess
 
@@ -222,3 +223,11 @@ def test_the_child_imports_little() -> None:
     ).stdout.split()
     assert {"numpy", "PIL", "simplejpeg"} <= set(names)
     assert not {"torch", "cv2", "ray", "pyarrow", "pydantic", "pillow_heif"} & set(names)
+
+
+def test_a_child_that_does_not_start_says_why(monkeypatch, tmp_path) -> None:
+    monkeypatch.setattr(sandbox, "_ROOT", tmp_path)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "__init__.py").write_text("raise ImportError('this machine lacks it')")
+    with pytest.raises(RuntimeError, match=r"the decoder does not start: .*sandbox_child.*: ImportError: this machine"):
+        DecoderProcess().decode(b"")
