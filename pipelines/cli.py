@@ -79,6 +79,16 @@ def _parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", action="store_true", help="print the end of the run as JSON")
 
+    sub = command("estimate", _estimate, "say what a recipe will take: rows, bytes, hours, machines, money")
+    sub.add_argument("recipe", help="smoke, lvd1m, lvd142m, or the path of a .yaml file")
+    sub.add_argument("overrides", nargs="*", metavar="key.sub=value", help="values laid over the recipe")
+    sub.add_argument("--hours", type=float, default=24.0, metavar="N", help="for the number of machines (default 24)")
+    text = "such as cpu_hour=0.03; default: assumptions of pipelines/estimate/rates.yaml"
+    sub.add_argument("--price", action="append", default=[], metavar="NAME=USD", help=text)
+    text = "a rate of that file, such as stages.fetch=2"
+    sub.add_argument("--rate", action="append", default=[], metavar="NAME=VALUE", help=text)
+    sub.add_argument("--json", action="store_true", help="print the estimate as JSON, each rate with its source")
+
     sub = command("train", _train, "train what a recipe describes, from where it stands")
     sub.add_argument(
         "recipe", help="vits14_smoke, vitl16_short, vitl14, … (pipelines/recipes/training), or a .yaml file"
@@ -181,6 +191,19 @@ def _curate(options: argparse.Namespace) -> int:
         say(f"done until {options.until}; the same command without --until goes on")
         return 0
     return _end(recipe, outcome, nothing, as_json=options.json)
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from pipelines.estimate.estimate import as_json, estimate
+    from pipelines.estimate.table import format_estimate
+    from training.config import ConfigError
+
+    if not options.hours > 0:
+        raise ConfigError(f"--hours: got {options.hours:g}, allowed: above 0")
+    overrides = [*(f"price.{price}" for price in options.price), *options.rate]
+    found = estimate(_recipe(options), hours=options.hours, overrides=overrides)
+    print(json.dumps(as_json(found)) if options.json else "\n".join(format_estimate(found)))
+    return 0
 
 
 def _say(text: str) -> None:

@@ -62,6 +62,21 @@ class ExecutionConfig(Config):
     max_shards: int | None = Field(default=None, ge=1, description="take only the first shards of the pool's sources")
 
 
+class ExpectedConfig(Config):
+    """Share of its rows that a verdict is expected to keep: `lvd estimate` counts on it, nothing else asks.
+
+    Where it is null, a sample web knows, or ``pipelines/estimate/rates.yaml`` has a share for any pool (``keep.*``).
+    """
+
+    screened: float | None = Field(default=None, ge=0, le=1, description="of all lines")
+    fetched: float | None = Field(default=None, ge=0, le=1, description="of addresses; local pictures are all there")
+    safety: float | None = Field(default=None, ge=0, le=1)
+    near: float | None = Field(default=None, ge=0, le=1)
+    duplicates: float | None = Field(default=None, ge=0, le=1)
+    leakage: float | None = Field(default=None, ge=0, le=1)
+    semantic: float | None = Field(default=None, ge=0, le=1, description="where semdedup.eps is given")
+
+
 class CurateRecipe(Config):
     """Everything that `lvd curate` needs to know."""
 
@@ -96,6 +111,7 @@ class CurateRecipe(Config):
     select: SelectConfig = SelectConfig()
     export: ExportConfig = ExportConfig()
     execution: ExecutionConfig = Field(default=ExecutionConfig(), json_schema_extra=EXECUTION)
+    expected: ExpectedConfig = Field(default=ExpectedConfig(), json_schema_extra=EXECUTION)
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> CurateRecipe:
@@ -152,7 +168,10 @@ def build_stages(recipe: CurateRecipe) -> list[Stage]:
     stages = _ordered(recipe)
     if recipe.execution.device == "cuda":
         for stage in stages:
-            on_gpu = (LookStage, Describe, Embed, FitKmeans, Clusters, Candidates)
+            on_gpu = (Describe, Embed, FitKmeans, Clusters, Candidates)
+            # Decoding, hashes and YuNet stay on processors: only NudeNet's passes for faces are worth a GPU.
+            if isinstance(stage, LookStage) and recipe.look.detector == "nudenet" and recipe.look.face_input_px:
+                stage.resources = Resources(gpus=1)
             if isinstance(stage, SecondOpinion) and recipe.opinion.is_asked:
                 stage.resources = Resources(gpus=1)
             # Local features are compared on processors, and there are more of these.

@@ -68,8 +68,8 @@ def dump_recipe(recipe: BaseModel) -> str:
 
 
 def differences(recipe: BaseModel, other: BaseModel) -> list[tuple[str, Any, Any]]:
-    """Keys whose values differ between two recipes, with both values; names, sources and execution apart."""
-    apart = ("name", "pool", "run", "sources", "queries", "benchmarks", "sample_web", "execution")
+    """Keys whose values differ between two recipes, with both values; names, sources and how it is done apart."""
+    apart = ("name", "pool", "run", "sources", "queries", "benchmarks", "sample_web", "execution", "expected")
     here, there = (dict(_flat(model.model_dump(mode="json", exclude=set(apart)))) for model in (recipe, other))
     return [(key, here.get(key), there.get(key)) for key in here | there if here.get(key) != there.get(key)]
 

@@ -18,7 +18,7 @@ from curation.ingest.archives import ARCHIVE_SUFFIXES, read_archive
 from curation.ingest.lists import COMPRESSIONS, LIST_SUFFIXES, Lines, list_header, list_suffix, read_list
 from curation.ingest.pictures import PICTURE_SUFFIXES, find_image_column, read_folder, read_parquet, read_tar
 from curation.ingest.rows import SourceLine, utf8
-from training.config import Config, ConfigError
+from training.config import EXECUTION, Config, ConfigError
 from training.data.files import File, list_files, size_of, split_pattern
 
 SourceKind = Literal["list", "pages", "archive", "folder", "tar", "parquet"]
@@ -66,6 +66,12 @@ class PlaceConfig(Config):
     max_pages: int = Field(default=10_000, ge=1, description="kind pages: pages in all, those of the list included")
     max_pages_per_host: int = Field(
         default=1_000, ge=1, description="kind pages: pages of one host, as far as they are found and not in the list"
+    )
+    expected_rows: int | None = Field(
+        default=None,
+        ge=0,
+        json_schema_extra=EXECUTION,
+        description="how many `lvd estimate` counts on where the source is not there yet",
     )
 
 

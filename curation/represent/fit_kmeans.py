@@ -21,7 +21,7 @@ from curation.schema import ROWS_PER_SHARD_LIMIT, TABLES
 from curation.stage import Context, GlobalStage, Map, Task, TaskIO, keyed_folder
 from training.config import ConfigError
 
-_AT_ONCE = 1 << 17  # pictures of a sample that is one task: 100 MB where a vector has 384 numbers
+AT_ONCE = 1 << 17  # pictures of a sample that is one task: 100 MB where a vector has 384 numbers
 _PIECE_ROWS = 1 << 17  # pictures of a piece of a larger one, ...
 _PIECE_ROWS_PER_CLUSTER = 16  # ... or so many for each cluster, that the sums are not longer than what they sum
 _SPARE_BYTES = 1 << 28  # of a task, for one shard of vectors and a block of similarities
@@ -247,7 +247,7 @@ class FitKmeans(GlobalStage):
         reads = tuple(context.part("embeddings", shard) for shard in shards)
         made = context.part("fit_kmeans", 0)
         sample: dict[str, Any] = {"shards": shards, "sample": self.config.sample}
-        if num_rows <= _AT_ONCE:
+        if num_rows <= AT_ONCE:
             args = {**self.config.fingerprint_values(), **sample}
             map([Task(function=fit_at_once, args=args, reads=reads, writes=made, once=True)])
             return

@@ -56,6 +56,24 @@ def test_the_smoke_recipe_differs_from_the_papers_in_models_and_sizes_only():
     }  # fmt: skip
 
 
+@pytest.mark.parametrize(("overrides", "gpus"), [([], 1), (["look.face_input_px=[]"], 0), (["look.detector=none"], 0)])
+def test_look_holds_a_gpu_only_where_nudenet_seeks_faces(overrides, gpus):
+    stages = build_stages(load_recipe(CurateRecipe, "smoke", ["execution.device=cuda", *overrides]))
+    held = {stage.name: stage.resources.gpus for stage in stages}
+    assert held["look"] == gpus
+    assert held["embed"] == 1
+
+
+def test_what_an_estimate_counts_on_makes_nothing_stale():
+    plain = load_recipe(CurateRecipe, "smoke")
+    counted = load_recipe(
+        CurateRecipe, "smoke", ["sources.web.expected_rows=9", "queries.sample.expected_rows=9", "expected.near=0.5"]
+    )
+    for stage, other in zip(build_stages(plain), build_stages(counted), strict=True):
+        assert stage.fingerprint_values() == other.fingerprint_values()
+    assert differences(plain, counted) == []
+
+
 def test_a_base_lies_beneath_and_overrides_on_top(tmp_path):
     mine = tmp_path / "mine.yaml"
     mine.write_text("base: smoke\nname: mine\nsafety: {max_aspect: 5}\n")

@@ -128,14 +128,14 @@ def pool(tmp_path: Path) -> Pool:
 
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fit_kmeans, "_AT_ONCE", 0)
+    monkeypatch.setattr(fit_kmeans, "AT_ONCE", 0)
     monkeypatch.setattr(fit_kmeans, "piece_rows", lambda num_clusters: 100)
 
 
 @pytest.mark.parametrize("rows", [10_000, 329, 100, 37])
 @pytest.mark.parametrize("config", [{}, {"sample": 100}, {"num_clusters": 50, "seed": 3}, {"num_clusters": 400}])
 def test_however_it_is_cut_it_is_the_fit_in_memory(pool, monkeypatch, rows, config):
-    monkeypatch.setattr(fit_kmeans, "_AT_ONCE", rows)
+    monkeypatch.setattr(fit_kmeans, "AT_ONCE", rows)
     monkeypatch.setattr(fit_kmeans, "piece_rows", lambda num_clusters: rows)
     num_jobs = pool.fit(**config).num_jobs
     assert pool.made().tobytes() == pool.wanted(**config).tobytes()
@@ -148,7 +148,7 @@ def test_however_it_is_cut_it_is_the_fit_in_memory(pool, monkeypatch, rows, conf
 
 def test_a_piece_without_a_start(pool, monkeypatch):
     """One cluster starts from 32 pictures of 330: some of 33 pieces have none of them."""
-    monkeypatch.setattr(fit_kmeans, "_AT_ONCE", 0)
+    monkeypatch.setattr(fit_kmeans, "AT_ONCE", 0)
     monkeypatch.setattr(fit_kmeans, "piece_rows", lambda num_clusters: 10)
     pool.fit(num_clusters=1)
     assert pool.made().tobytes() == pool.wanted(num_clusters=1).tobytes()

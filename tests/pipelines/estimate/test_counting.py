@@ -1,0 +1,133 @@
+import gzip
+import io
+import json
+import tarfile
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curation.ingest.sources import SourceConfig
+from pipelines.estimate import counting
+from pipelines.estimate.counting import count_source
+from training.config import ConfigError
+
+
+def count(kind, location, **values):
+    return count_source("sources.web", SourceConfig(kind=kind, location=str(location), **values))
+
+
+def address(n):
+    return f"https://host{n % 97}.test/pictures/{n:07d}.jpg"
+
+
+def test_small_lists_are_counted(tmp_path):
+    (tmp_path / "a.txt").write_text("http://a.test/1\nhttp://a.test/2")
+    (tmp_path / "a.csv").write_text("url\nhttp://a.test/1\nhttp://a.test/2\n")
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"url": "http://a.test/1"}\n') * 3)
+    (tmp_path / "a.json").write_text(json.dumps([{"url": "http://a.test/1"}] * 4))
+    with pa.output_stream(tmp_path / "a.txt.zst", compression="zstd") as stream:
+        stream.write(b"http://a.test/1\n" * 5)
+    for name, rows in (("a.txt", 2), ("a.csv", 2), ("a.jsonl.gz", 3), ("a.json", 4), ("a.txt.zst", 5)):
+        found = count("list", tmp_path / name)
+        assert (found.rows, found.is_exact, found.source) == (rows, True, "counted"), name
+
+
+@pytest.mark.parametrize("suffix", ["", ".gz", ".zst"])
+def test_long_lists_are_told_from_a_sample(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(counting, "_SAMPLE_BYTES", 1 << 16)
+    text = "url\n" + "".join(f"{address(n * 7919 % 200_000)}\n" for n in range(200_000))
+    path = tmp_path / f"list.csv{suffix}"
+    if suffix == ".gz":
+        path.write_bytes(gzip.compress(text.encode()))
+    else:
+        with pa.output_stream(path, compression="zstd" if suffix else None) as stream:
+            stream.write(text.encode())
+    found = count("list", path)
+    assert not found.is_exact
+    assert found.source == "about: size and mean line of a sample"
+    assert found.rows == pytest.approx(200_000, rel=0.05)
+
+
+def test_parquet_is_told_by_its_metadata(tmp_path, monkeypatch):
+    for n in range(6):
+        table = pa.table({"url": [address(i) for i in range(100)], "image": [b"x" * 50] * 100})
+        pq.write_table(table, tmp_path / f"{n}.parquet", compression="none", use_dictionary=False)
+    assert count("list", tmp_path / "*.parquet").rows == 600
+    found = count("parquet", tmp_path)
+    assert (found.rows, found.source) == (600, "parquet metadata")
+    assert 50 < found.picture_bytes < 200
+    monkeypatch.setattr(counting, "_METADATA_FILES", 2)
+    found = count("list", tmp_path / "*.parquet")
+    assert (found.rows, found.is_exact) == (600, False)
+    assert found.source == "about: parquet metadata of 2 of 6 files"
+
+
+def test_folders_are_listed_as_far_as_time_goes(tmp_path, monkeypatch):
+    for n in range(5):
+        (tmp_path / f"class{n}").mkdir()
+        for i in range(4):
+            (tmp_path / f"class{n}" / f"{i}.jpg").write_bytes(b"x" * 10)
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / ".hidden.jpg").write_text("")
+    found = count("folder", tmp_path)
+    assert (found.rows, found.picture_bytes, found.is_exact, found.source) == (20, 10, True, "listed")
+    (tmp_path / "notes.txt").unlink()
+    monkeypatch.setattr(counting, "_LIST_S", -1)
+    found = count("folder", tmp_path)
+    assert (found.rows, found.is_exact, found.source) == (20, False, "about: 1 of 5 entries listed")
+    monkeypatch.setattr(counting, "_FIRST_ENTRY_S", -1)
+    found = count("folder", tmp_path)
+    assert (found.rows, found.source) == (1, "at least: listed until time ran out")
+
+
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_members_of_tars_are_counted(tmp_path, suffix):
+    path = tmp_path / f"a.{suffix}"
+    with tarfile.open(path, "w:gz" if suffix.endswith("gz") else "w") as tar:
+        for n in range(7):
+            for name, size in ((f"{n}.jpg", 100), (f"{n}.json", 20)):
+                info = tarfile.TarInfo(name)
+                info.size = size
+                tar.addfile(info, io.BytesIO(b"x" * size))
+    found = count("tar", path)
+    assert (found.rows, found.picture_bytes, found.is_exact) == (7, 100, True)
+
+
+def test_archives_are_told_by_their_first_pages(tmp_path):
+    page = b"<html><body>" + b"".join(b'<img src="/p/%d.jpg" alt="a">' % n for n in range(3)) + b"</body></html>"
+    body = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
+    record = (
+        b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/\r\nWARC-Date: 2026-01-01T00:00:00Z\r\n"
+        b"WARC-Record-ID: <urn:uuid:1>\r\nContent-Type: application/http; msgtype=response\r\n"
+        b"Content-Length: %d\r\n\r\n%s\r\n\r\n" % (len(body), body)
+    )
+    path = tmp_path / "a.warc"
+    path.write_bytes(record * 4)
+    assert count("archive", path).rows == 12
+
+
+def test_what_is_not_there_has_the_rows_that_are_expected(tmp_path):
+    found = count("list", tmp_path / "a.csv", expected_rows=1_300_000_000)
+    assert (found.rows, found.is_exact) == (1_300_000_000, False)
+    assert count("folder", "s3://bucket/pictures", expected_rows=5).rows == 5
+    (tmp_path / "a.csv").write_text("url\nhttp://a.test/1\n")
+    assert count("list", tmp_path / "a.csv", expected_rows=1_300_000_000).rows == 1  # it is there
+
+
+@pytest.mark.parametrize(
+    ("kind", "location", "message"),
+    [
+        ("list", "nowhere.csv", r"^sources\.web\.location: .* does not exist; .*; or say how many rows .*_rows=N$"),
+        ("folder", "nowhere", r"^sources\.web\.location: .* does not exist; .*: sources\.web\.expected_rows=N$"),
+        ("tar", "broken.tar", r"^sources\.web\.location: .* is no tar: "),
+        ("parquet", "broken.parquet", r"^sources\.web\.location: .* is no parquet file: "),
+        ("list", "s3://bucket/a.csv", r"^sources\.web\.location: .* in a bucket, and an estimate asks no network; or"),
+    ],
+)
+def test_what_nobody_knows_is_one_line(tmp_path, kind, location, message):
+    (tmp_path / "broken.tar").write_bytes(b"x" * 700)
+    (tmp_path / "broken.parquet").write_bytes(b"x" * 700)
+    with pytest.raises(ConfigError, match=message) as caught:
+        count(kind, location if "://" in location else tmp_path / location)
+    assert "\n" not in str(caught.value)
