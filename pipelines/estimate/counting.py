@@ -76,8 +76,10 @@ def _files(config: SourceConfig) -> list[File]:
     """Files of a source; of a folder none, which is listed later, and not to its end.
 
     Raises:
-        ConfigError: nothing is there, or it lies in a bucket.
+        ConfigError: nothing is there, it lies in a bucket, or is to be crawled.
     """
+    if config.kind == "pages":
+        raise ConfigError(f"location: {config.location!r} is to be crawled, and an estimate asks no network")
     if config.location.startswith("s3://"):
         raise ConfigError(f"location: {config.location!r} lies in a bucket, and an estimate asks no network")
     if config.kind == "folder" and Path(config.location).is_dir():

@@ -29,7 +29,7 @@ from pipelines.session import named_sources
 
 LINES = "lines"  # before any verdict
 _Roles = Mapping[str, tuple[Role, SourceConfig]]
-_WEB_KINDS = ("list", "archive")  # sources of addresses; of the others the pictures are at hand
+_WEB_KINDS = ("list", "pages", "archive")  # sources of addresses; of the others the pictures are at hand
 _BEFORE_BYTES = ("screened", "fetched")  # verdicts that pictures at hand pass
 
 
