@@ -123,7 +123,7 @@ def test_what_is_not_there_has_the_rows_that_are_expected(tmp_path):
         ("tar", "broken.tar", r"^sources\.web\.location: .* is no tar: "),
         ("parquet", "broken.parquet", r"^sources\.web\.location: .* is no parquet file: "),
         ("list", "s3://bucket/a.csv", r"^sources\.web\.location: .* in a bucket, and an estimate asks no network; or"),
-        ("pages", "https://a.test/", r"^sources\.web\.location: .* is to be crawled, and an estimate asks no network; or"),
+        ("pages", "https://a.test/", r"^sources\.web\.location: .* is to be crawled, and an estimate asks no network"),
     ],
 )
 def test_what_nobody_knows_is_one_line(tmp_path, kind, location, message):
