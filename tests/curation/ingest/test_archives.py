@@ -5,6 +5,7 @@ import io
 import json
 import re
 import tarfile
+from html.parser import HTMLParser
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
@@ -65,24 +66,30 @@ def wat_of(warc):
     return out.getvalue()
 
 
-def html_metadata(html):
-    """By regular expressions: a reader of its own, for the simple pages of this file."""
-    from html import unescape
+class Links(HTMLParser):
+    """By Python's own parser: another reader than ours."""
 
-    links, head = [], {}
-    for tag, attributes in re.findall(r"<(\w+)([^>]*)>", html):
-        found = re.findall(r"([\w-]+)=(?:'([^']*)'|([^'\s>]+))", attributes)
-        values = {name: unescape(quoted or bare) for name, quoted, bare in found}
+    def __init__(self):
+        super().__init__()
+        self.links, self.head = [], {}
+
+    def handle_starttag(self, tag, attributes):
+        values = {name: value or "" for name, value in attributes}
         if tag == "base":
-            head["Base"] = values["href"]
+            self.head["Base"] = values["href"]
         if tag == "meta":
-            head.setdefault("Metas", []).append(values)
+            self.head.setdefault("Metas", []).append(values)
         for name in ("src", "data-src", "srcset", "href"):
             if name in values and tag in ("img", "source", "a"):
                 rest = {"alt": values["alt"]} if name == "src" and "alt" in values else {}
                 rest |= {"rel": values["rel"]} if "rel" in values else {}
-                links.append({"path": f"{tag.upper()}@/{name}", "url": values[name], **rest})
-    return {"Head": head, "Links": links}
+                self.links.append({"path": f"{tag.upper()}@/{name}", "url": values[name], **rest})
+
+
+def html_metadata(html):
+    parser = Links()
+    parser.feed(html)
+    return {"Head": parser.head, "Links": parser.links}
 
 
 def rows_of(path):
@@ -379,4 +386,8 @@ def test_records_and_pages_of_archives_of_others_are_those_that_warcio_reads(sha
                 ((_, page),) = got
                 assert len(page.images) == 25
                 assert {row.page_url for row in page.images} == {"https://an.wikipedia.org/wiki/Escopete"}
+                # The WAT beside it tells of the request alone, so one is made of the page itself.
+                ((_, told),) = [one for one in read_pages(io.BytesIO(wat_of(data))) if one[1].images]
+                assert sorted(row.url for row in told.images) == sorted(row.url for row in page.images)
+                assert set(told.links) == set(page.links)
     assert (num_archives, num_pages) == (22, 14)
