@@ -1,8 +1,9 @@
 """Antialiased bicubic shrinking of pictures: Pillow's result but for rounding, several times as fast.
 
-The weights are those of Pillow's BICUBIC (Keys 1981, a = -1/2, stretched by the scale). Columns come first and are
-rounded, as there: what is cut off at 0 and 255 in between is seen at hard edges. Sums are float32, so a value now and
-then differs by one grey level.
+The weights are those of Pillow's BICUBIC (Keys 1981, a = -1/2, stretched by the scale). The first pass is rounded to
+bytes, as there: what is cut off at 0 and 255 in between is seen at hard edges, so its order matters, too. Columns come
+first, but for a picture that loses more than twice as many rows: Pillow 13 has it so. Sums are float32, so a value now
+and then differs by one grey level, seldom by two.
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ def shrink(rgb: np.ndarray, width: int, height: int, box: tuple[float, float, fl
     """
     from training.data.resampleloops import LANES, resample
 
+    left, top, right, bottom = box
+    if rgb.shape[0] - height > 2 * (rgb.shape[1] - width):
+        turned = shrink(rgb.transpose(1, 0, 2), height, width, (top, left, bottom, right))
+        return np.ascontiguousarray(turned.transpose(1, 0, 2))
     least = [(0, max(0, LANES - side)) for side in rgb.shape[:2]]
     if any(after for _, after in least):
         rgb = np.pad(rgb, [*least, (0, 0)])  # the loops read so many at once; weights do not reach there
-    left, top, right, bottom = box
     columns = _weights(left, right, width, rgb.shape[1] - least[1][1])
     rows = _weights(top, bottom, height, rgb.shape[0] - least[0][1])
     out = np.empty(height * width * 3 + 3 * LANES, np.uint8)
