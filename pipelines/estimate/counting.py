@@ -22,7 +22,7 @@ from curation.ingest.pictures import is_picture
 from curation.ingest.rows import open_parquet
 from curation.ingest.sources import SourceConfig, source_files
 from training.config import ConfigError
-from training.data.files import File
+from training.data.files import File, walk
 
 _SAMPLE_BYTES = 1 << 20  # of a file, as it is stored
 _SAMPLE_FILES = 5  # spread over a source of many
@@ -195,23 +195,24 @@ def _rows_of_parquet(path: str) -> int:
 
 def _count_folder(config: SourceConfig) -> Count:
     """Pictures below a folder; where time runs out, as many in each of its entries as in those that were listed."""
-    with os.scandir(config.location) as there:
-        entries = sorted((entry for entry in there if not entry.name.startswith(".")), key=lambda one: one.name)
+    _, folders, names = next(walk(config.location), ("", [], []))
+    entries = sorted([*folders, *names])
     sizes: list[int] = []
     rows = whole = listed = 0  # pictures; those of entries that were listed whole; such entries
     began = time.monotonic()
     for entry in entries:
-        for path in _pictures_below(entry):
-            rows += 1
-            if len(sizes) < _SIZED_FILES:
-                sizes.append(os.stat(path).st_size)
+        for path in _pictures_below(config.location, entry):
+            if path is not None:
+                rows += 1
+                if len(sizes) < _SIZED_FILES:
+                    sizes.append(os.stat(path).st_size)
             if time.monotonic() - began > (_LIST_S if listed else _FIRST_ENTRY_S):
                 break
         else:
             listed, whole = listed + 1, rows
             continue
         break
-    if not rows:
+    if not rows and listed == len(entries):
         source_files(config)  # says what is wrong
     picture_bytes = sum(sizes) / len(sizes) if sizes else None
     if listed == len(entries):
@@ -224,13 +225,16 @@ def _count_folder(config: SourceConfig) -> Count:
     return Count(rows=round(whole * len(entries) / listed), picture_bytes=picture_bytes, is_exact=False, source=how)
 
 
-def _pictures_below(entry: os.DirEntry[str]) -> Iterator[str]:
-    if entry.is_dir():
-        for top, folders, names in os.walk(entry.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (f"{top}/{name}" for name in names if is_picture(name))
-    elif is_picture(entry.name):
-        yield entry.path
+def _pictures_below(location: str, entry: str) -> Iterator[str | None]:
+    """Pictures of an entry of a folder; None behind those of each folder, so that the clock is looked at."""
+    path = os.path.join(location, entry)
+    if not os.path.isdir(path):
+        if is_picture(entry):
+            yield path
+        return
+    for top, _, names in walk(path, above=location):
+        yield from (os.path.join(top, name) for name in names if is_picture(name))
+        yield None
 
 
 def _count_tars(files: Sequence[File]) -> Count:

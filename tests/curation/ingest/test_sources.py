@@ -187,6 +187,25 @@ def test_folder(tmp_path, make_picture):
     assert list(read_local("folder", str(tmp_path / "set"), ["top.png", "gone.png"])) == [make_picture(), None]
 
 
+def test_links_are_followed_and_no_loop(tmp_path, make_picture):
+    """Three links to their own folder would be 3 ** 40 folders, which is where the system ends it."""
+    for name in ("set/cat/1.jpg", "set/.hidden/2.jpg", "outside/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(make_picture())
+    for name, target in (("a", "."), ("b", "."), ("c", "."), ("dog", "cat"), ("far", "../outside"), ("x.jpg", "gone")):
+        (tmp_path / "set" / name).symlink_to(target)
+    (tmp_path / "set/self.jpg").symlink_to("self.jpg")
+    (tmp_path / "set/4.jpg").symlink_to("cat/1.jpg")
+    (tmp_path / "set/cat/up").symlink_to("..")
+    (tmp_path / "outside/back").symlink_to("../set")
+    expected = ["4.jpg", "cat/1.jpg", "dog/1.jpg", "far/3.jpg"]
+    assert [row.location for row in rows_of(tmp_path / "set", "folder")] == expected
+    for name in expected:  # the same below a pattern
+        (tmp_path / "set" / name).with_suffix(".txt").write_text(GOOD)
+    files = [line.file for line in lines_of(tmp_path / "set/**/*.txt")]
+    assert files == [name.replace(".jpg", ".txt") for name in expected]
+
+
 def write_tar(path, members, mode="w"):
     with tarfile.open(path, mode) as tar:
         for name, data in members:

@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest.sources import SourceConfig
+from curation.ingest.sources import SourceConfig, source_files
 from pipelines.estimate import counting
 from pipelines.estimate.counting import count_source
 from training.config import ConfigError
@@ -79,6 +79,28 @@ def test_folders_are_listed_as_far_as_time_goes(tmp_path, monkeypatch):
     monkeypatch.setattr(counting, "_FIRST_ENTRY_S", -1)
     found = count("folder", tmp_path)
     assert (found.rows, found.source) == (1, "at least: listed until time ran out")
+
+
+def test_links_of_a_folder_are_counted_as_they_are_read(tmp_path):
+    (tmp_path / "set/cat").mkdir(parents=True)
+    for name in ("set/1.jpg", "set/cat/2.jpg"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    for name, target in (("a", "."), ("b", "."), ("c", "."), ("cat/up", ".."), ("dog", "cat"), ("x.jpg", "gone")):
+        (tmp_path / "set" / name).symlink_to(target)
+    found = count("folder", tmp_path / "set")
+    assert (found.rows, found.picture_bytes, found.source) == (3, 10, "listed")
+    assert found.rows == len(source_files(SourceConfig(kind="folder", location=str(tmp_path / "set"))))
+
+
+def test_folders_without_pictures_take_no_longer(tmp_path, monkeypatch):
+    (tmp_path / "a/deep/deeper").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(counting, "_FIRST_ENTRY_S", -1)
+    found = count("folder", tmp_path)
+    assert (found.rows, found.source) == (0, "at least: listed until time ran out")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"^sources\.web\.location: .* holds no picture; "):
+        count("folder", tmp_path)
 
 
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
