@@ -8,7 +8,7 @@ from typing import Any, BinaryIO
 
 from curation.ingest.sources import folder_of, several_files
 from training.data.files import open_file, raise_failure, read_file
-from training.data.tars import DAMAGE
+from training.data.tars import DAMAGE, headers
 
 
 def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[bytes | None]:
@@ -73,8 +73,7 @@ def _read_tar(file: BinaryIO, names: Sequence[str]) -> Iterator[bytes | None]:
         return
     with tar:
         try:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
+            for info in headers(tar):
                 if info.isfile() and info.name in wanted:
                     there.setdefault(info.name, info)  # the first of a name: registration takes no other
         except DAMAGE:
@@ -100,7 +99,7 @@ def _read_parquet(file: BinaryIO, places: Sequence[str]) -> Iterator[bytes | Non
 
     try:
         parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         yield from (None for _ in places)
         return
     counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
@@ -116,6 +115,10 @@ def _read_parquet(file: BinaryIO, places: Sequence[str]) -> Iterator[bytes | Non
             yield None
             continue
         if held != (column, group):
-            values, held = parquet.read_row_group(group, columns=[column])[column], (column, group)
-        value = values[row].as_py()
+            held = (column, group)
+            try:
+                values = parquet.read_row_group(group, columns=[column])[column]
+            except (pa.ArrowException, OSError):  # other groups may be whole
+                values = None
+        value = None if values is None else values[row].as_py()
         yield value.get("bytes") if isinstance(value, dict) else value

@@ -128,15 +128,25 @@ def _as_text(value: object) -> str | None:
 
 
 def _manifest_labels(path: str, file: BinaryIO) -> dict[str, str]:
-    """Label by member name, from a ``manifest.csv`` inside the tar with columns file and class_name or label."""
-    found = read_members(path, lambda member: member.name in (MANIFEST, f"./{MANIFEST}"), file)
+    """Label by member name, from a ``manifest.csv`` inside the tar with columns file and class_name or label.
+
+    One that is larger than a sidecar may be, or no csv, gives none.
+    """
+    found = read_members(path, _is_manifest, file)
     data = next((data for _, data in found if data is not None), b"")
     labels = {}
-    for values in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace"))):
-        label = values.get("class_name") or values.get("label")
-        if values.get("file") and label:
-            labels[values["file"].removeprefix("./")] = label
+    try:
+        for values in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace"))):
+            label = values.get("class_name") or values.get("label")
+            if values.get("file") and label:
+                labels[values["file"].removeprefix("./")] = label
+    except csv.Error:
+        return {}
     return labels
+
+
+def _is_manifest(member: Member) -> bool:
+    return member.name in (MANIFEST, f"./{MANIFEST}") and member.size <= MAX_SIDECAR_BYTES
 
 
 # Parquet

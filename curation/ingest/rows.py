@@ -39,7 +39,7 @@ class SourceLine(NamedTuple):
 
 def broken_row(error: str, page_url: str | None = None) -> SourceRow:
     """A row that only says what could not be read."""
-    return SourceRow(None, None, page_url, None, None, error)
+    return SourceRow(None, None, None if page_url is None else utf8(page_url), None, None, error)
 
 
 def address_row(values: Mapping[str, Any], columns: Mapping[str, str]) -> SourceRow:

@@ -23,6 +23,7 @@ from curation.ingest.rows import open_parquet
 from curation.ingest.sources import SourceConfig, source_files
 from training.config import ConfigError
 from training.data.files import File, walk
+from training.data.tars import DAMAGE, headers
 
 _SAMPLE_BYTES = 1 << 20  # of a file, as it is stored
 _SAMPLE_FILES = 5  # spread over a source of many
@@ -256,12 +257,12 @@ def _members_of(tar_file: File, most_s: float) -> tuple[int, int, int]:
     ends = time.monotonic() + most_s
     try:
         with Path(tar_file.path).open("rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
+            for info in headers(tar):
                 if info.isfile() and is_picture(info.name):
                     rows, num_bytes = rows + 1, num_bytes + info.size
                 if time.monotonic() > ends:
                     return rows, num_bytes, max(1, file.tell())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"location: {tar_file.path!r} is no tar: {str(error).splitlines()[0]}") from None
+    except DAMAGE as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"location: {tar_file.path!r} is no tar: {why}") from None
     return rows, num_bytes, tar_file.num_bytes

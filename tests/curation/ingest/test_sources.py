@@ -16,6 +16,7 @@ from curation.ingest.local import read_local
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 from curation.store import LocalStore
 from training.config import ConfigError
+from training.data import files as data_files
 
 GOOD = "http://a.test/1.jpg"
 
@@ -231,6 +232,26 @@ def test_tar_with_labels(tmp_path, mode):
         assert list(read_local("tar", str(tmp_path / "set.tar"), [place])) == [data]
 
 
+@pytest.mark.parametrize("manifest", [b"b.jpg," + b"x" * 200_000, b"b.jpg," + b"x\nb.jpg," * 3_000_000])
+def test_a_manifest_that_cannot_be_read_gives_no_labels(tmp_path, manifest):
+    write_tar(tmp_path / "set.tar", [("b.jpg", b"B"), ("manifest.csv", b"file,label\nb.jpg,bee\n" + manifest)])
+    assert [(row.location, row.label, row.error) for row in rows_of(tmp_path / "set.tar", "tar")] == [
+        ("b.jpg", None, None)
+    ]
+
+
+def test_a_tar_whose_headers_lead_nowhere_after_registration(tmp_path):
+    info = tarfile.TarInfo("x.jpg")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    nested = (info.tobuf(tarfile.GNU_FORMAT) + b"name\0" + bytes(507)) * 3000
+    info.type, info.size = tarfile.REGTYPE, -512
+    for stored in (nested, info.tobuf(tarfile.GNU_FORMAT)):
+        write_tar(tmp_path / "a.tar", [("1.jpg", b"first")])
+        whole = (tmp_path / "a.tar").read_bytes()
+        (tmp_path / "a.tar").write_bytes(whole[:1024] + stored + whole[1024:])
+        assert list(read_local("tar", str(tmp_path / "a.tar"), ["1.jpg", "x.jpg"])) == [b"first", None]
+
+
 @pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
 def test_a_packed_tar_that_is_damaged_after_registration(tmp_path, mode):
     noise = random.Random(1).randbytes(200_000)
@@ -302,6 +323,39 @@ def test_parquet_of_pictures(tmp_path, nested):
     assert [(row.location, row.label) for row in rows] == [(f"image/{n}", str(n_)) for n, n_ in enumerate([3, 1, 2, 0])]
     places = [*(row.location for row in rows), "image/9"]
     assert list(read_local("parquet", str(tmp_path / "set.parquet"), places)) == [*images, None]
+
+
+def test_a_damaged_group_of_parquet_loses_its_own_pictures(tmp_path):
+    images = [bytes([n]) * 5000 for n in range(6)]
+    table = pa.table({"image": pa.array(images, pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2, compression="zstd", use_dictionary=False)
+    places = [row.location for row in rows_of(tmp_path / "a.parquet", "parquet")]
+    chunk = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + chunk.total_compressed_size] = (
+        b"\xff" * chunk.total_compressed_size
+    )
+    (tmp_path / "a.parquet").write_bytes(data)
+    expected = [*images[:2], None, None, *images[4:]]
+    assert list(read_local("parquet", str(tmp_path / "a.parquet"), places)) == expected
+
+
+def test_a_bucket_that_fails_in_the_middle_of_parquet_is_no_damage(tmp_path, in_a_bucket, monkeypatch):
+    images = [bytes([n]) * 500_000 for n in range(4)]
+    (tmp_path / "local").mkdir()
+    table = pa.table({"image": pa.array(images, pa.binary())})
+    pq.write_table(table, tmp_path / "local/a.parquet", row_group_size=2, compression="none", use_dictionary=False)
+    location = f"{in_a_bucket(LocalStore(str(tmp_path / 'local'))).location}/a.parquet"
+    places = [row.location for row in rows_of(location, "parquet")]
+    found = read_local("parquet", location, places)
+    assert [next(found), next(found)] == images[:2]
+    monkeypatch.setattr(data_files, "read_range", _gone)
+    with pytest.raises(OSError, match="the bucket is gone"):
+        next(found)
+
+
+def _gone(path, offset, num_bytes):
+    raise OSError("the bucket is gone")
 
 
 def test_a_folder_of_parquet_as_hugging_face_has_it(tmp_path):

@@ -116,6 +116,18 @@ def test_members_of_tars_are_counted(tmp_path, suffix):
     assert (found.rows, found.picture_bytes, found.is_exact) == (7, 100, True)
 
 
+def test_a_tar_whose_headers_lead_nowhere_is_one_line(tmp_path):
+    info = tarfile.TarInfo("x.jpg")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    nested = (info.tobuf(tarfile.GNU_FORMAT) + b"name\0" + bytes(507)) * 3000
+    info.type, info.size = tarfile.REGTYPE, -512
+    for stored in (nested, info.tobuf(tarfile.GNU_FORMAT)):
+        (tmp_path / "a.tar").write_bytes(stored + bytes(1024))
+        with pytest.raises(ConfigError, match=r"^sources\.web\.location: .*a\.tar' is no tar: .") as caught:
+            count("tar", tmp_path / "a.tar")
+        assert "\n" not in str(caught.value)
+
+
 def test_archives_are_told_by_their_first_pages(tmp_path):
     page = b"<html><body>" + b"".join(b'<img src="/p/%d.jpg" alt="a">' % n for n in range(3)) + b"</body></html>"
     body = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: %d\r\n\r\n%s" % (len(page), page)
