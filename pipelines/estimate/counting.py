@@ -26,6 +26,7 @@ from training.data.files import File, walk
 from training.data.tars import DAMAGE, headers
 
 _SAMPLE_BYTES = 1 << 20  # of a file, as it is stored
+_UNPACKED_BYTES = 64 << 20  # of a sample that is packed: what it may unpack to
 _SAMPLE_FILES = 5  # spread over a source of many
 _METADATA_FILES = 64  # of parquet: read one by one up to so many
 _LIST_S = 0.3  # for which a folder, or the tars of a source, are listed
@@ -130,36 +131,41 @@ def _lines_of(path: str) -> _Seen:
     """Rows of a text list: its lines, without that of the header; elements of a JSON array by their braces."""
     with Path(path).open("rb") as file:
         stored = file.read(_SAMPLE_BYTES)
-    text = _unpacked(path, stored)
+    text, num_bytes = _unpacked(path, stored)
     suffix = list_suffix(path)
     if suffix == ".json":
-        return _Seen(text.count(b"{") or text.count(b'"') // 2, len(stored))
+        return _Seen(text.count(b"{") or text.count(b'"') // 2, num_bytes)
     num_lines = text.count(b"\n")
-    if len(stored) < _SAMPLE_BYTES and text and not text.endswith(b"\n"):
+    if num_bytes == len(stored) < _SAMPLE_BYTES and text and not text.endswith(b"\n"):
         num_lines += 1
-    return _Seen(max(0, num_lines - (suffix in (".csv", ".tsv"))), len(stored))
+    return _Seen(max(0, num_lines - (suffix in (".csv", ".tsv"))), num_bytes)
 
 
-def _unpacked(path: str, stored: bytes) -> bytes:
-    """What the first bytes of a file hold; of a packed one as much of it as they give."""
+def _unpacked(path: str, stored: bytes) -> tuple[bytes, int]:
+    """What the first bytes of a file hold, and how many of them hold it; of a packed one as much of it as they give."""
     name = path.lower()
+    if not name.endswith((".gz", ".zst")):
+        return stored, len(stored)
+    pieces: list[bytes] = []
+    left = _UNPACKED_BYTES
     if name.endswith(".zst"):
         import pyarrow as pa
 
-        pieces = []
-        with contextlib.suppress(OSError), pa.CompressedInputStream(pa.BufferReader(stored), "zstd") as stream:
-            while piece := stream.read(_PIECE_BYTES):
+        source = pa.BufferReader(stored)
+        with contextlib.suppress(OSError), pa.CompressedInputStream(source, "zstd") as stream:
+            while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
                 pieces.append(piece)
-        return b"".join(pieces)
-    if not name.endswith(".gz"):
-        return stored
-    text = b""
+                left -= len(piece)
+            return b"".join(pieces), len(stored) if left > 0 else min(source.tell(), len(stored) - 1)
+        return b"".join(pieces), len(stored)
+    rest = stored
     with contextlib.suppress(zlib.error):
-        while stored:  # one member after the other
+        while rest and left > 0:  # one member after the other
             unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            text += unpack.decompress(stored)
-            stored = unpack.unused_data
-    return text
+            pieces.append(unpack.decompress(rest, left))
+            left -= len(pieces[-1])
+            rest = unpack.unused_data or unpack.unconsumed_tail
+    return b"".join(pieces), len(stored) if left > 0 else len(stored) - max(1, len(rest))
 
 
 def _rows_of_archive(path: str) -> _Seen:

@@ -74,15 +74,32 @@ def read_range(path: str, offset: int, num_bytes: int) -> bytes:
         os.close(handle)
 
 
-def read_file(path: str) -> bytes:
-    """A whole file."""
+class TooLargeError(ValueError):
+    """A file has more bytes than it may."""
+
+
+def read_file(path: str, max_bytes: int | None = None) -> bytes:
+    """A whole file.
+
+    Raises:
+        TooLargeError: it has more than ``max_bytes``, and was not read.
+    """
     if path.startswith("s3://"):
         import obstore
 
         client, key = _client(path)
         with _as_os_error():
-            return bytes(obstore.get(client, key).bytes())
-    return Path(path).read_bytes()
+            found = obstore.get(client, key)
+            _check_size(path, int(found.meta["size"]), max_bytes)
+            return bytes(found.bytes())
+    with Path(path).open("rb") as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+        return file.read()
+
+
+def _check_size(path: str, num_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise TooLargeError(f"{path}: {num_bytes:,} bytes, more than {max_bytes:,}")
 
 
 def size_of(path: str) -> int | None:

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,7 +13,7 @@ import pytest
 
 from curation.ingest import lists
 from curation.ingest.address import canonical_url
-from curation.ingest.local import read_local
+from curation.ingest.local import TOO_LARGE, read_local
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 from curation.store import LocalStore
 from training.config import ConfigError
@@ -230,6 +231,69 @@ def test_tar_with_labels(tmp_path, mode):
     assert list(read_local("tar", str(tmp_path / "set.tar"), places)) == [b"B", b"A", None]
     for place, data in zip(places, [b"B", b"A", None], strict=True):  # whatever else is asked for
         assert list(read_local("tar", str(tmp_path / "set.tar"), [place])) == [data]
+
+
+def test_a_line_without_an_end_is_a_row_and_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(lists, "_MAX_LINE_BYTES", 40)
+    error = "a line of more than 40 bytes"
+    for end in (b"", b"\n"):
+        for length in (41, 80, 81, 1000):
+            lines = [GOOD.encode(), b"x" * length, GOOD.encode(), b"x" * length + end]
+            (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+            found = [(line.file_line, line.row.error) for line in lines_of(tmp_path / "a.txt")]
+            assert found == [(1, None), (2, error), (3, None), (4, error)]
+    (tmp_path / "a.jsonl").write_text(f'{{"url": "{GOOD}"}}\n{{"url": "{GOOD}", "alt_text": "long"}}\n' * 2)
+    assert [row.error for row in rows_of(tmp_path / "a.jsonl")] == [None, error] * 2
+
+
+def test_a_packed_line_without_an_end_takes_no_memory(tmp_path):
+    with gzip.open(tmp_path / "a.txt.gz", "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+        file.write(f"\n{GOOD}\n".encode())
+    tracemalloc.start()
+    try:
+        errors = [row.error for row in rows_of(tmp_path / "a.txt.gz")]
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+    assert errors == ["a line of more than 16,777,216 bytes", None]
+
+
+def sparse_member(name, num_bytes):
+    """A header of GNU's for a file of which nothing is stored but its size."""
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (num_bytes, 0)
+    header[483:495] = b"%011o\0" % num_bytes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_too_large_is_not_read(tmp_path, packed):
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"first"), ("2.jpg", bytes(50 << 20)), ("3.jpg", b"x" * 100)])
+    whole = (tmp_path / "a.tar").read_bytes()
+    stated = tarfile.TarInfo("far.jpg")
+    stated.size = 100 << 30
+    stored = sparse_member("sparse.jpg", 2 << 30) + whole.rstrip(b"\0") + bytes(412) + stated.tobuf()
+    (tmp_path / "a.tar").write_bytes(gzip.compress(stored, 1) if packed else stored)
+    (tmp_path / "f").mkdir()
+    for name, num_bytes in (("2.jpg", 50 << 20), ("3.jpg", 100)):
+        with (tmp_path / "f" / name).open("wb") as file:
+            file.truncate(num_bytes)
+    tracemalloc.start()
+    try:
+        places = ["sparse.jpg", "1.jpg", "2.jpg", "3.jpg", "far.jpg", "gone.jpg"]
+        found = list(read_local("tar", str(tmp_path / "a.tar"), places, max_bytes=100))
+        assert found == [TOO_LARGE, b"first", TOO_LARGE, b"x" * 100, TOO_LARGE, None]
+        found = list(read_local("folder", str(tmp_path / "f"), ["2.jpg", "3.jpg"], max_bytes=100))
+        assert found == [TOO_LARGE, bytes(100)]
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("manifest", [b"b.jpg," + b"x" * 200_000, b"b.jpg," + b"x\nb.jpg," * 3_000_000])
@@ -475,6 +539,8 @@ def test_sources_in_a_bucket_are_those_of_a_folder(tmp_path, in_a_bucket):
             places = [line.row.location for line in here]
             found = list(read_local(kind, f"{bucket}/{location}", [*places, places[0].replace("x", "gone")]))
             assert found[:-1] == list(read_local(kind, str(tmp_path / "local" / location), places)), location
+            if kind != "parquet":
+                assert TOO_LARGE in read_local(kind, f"{bucket}/{location}", places, max_bytes=1)
     for location, kind, message in (
         ("l/none.txt", "list", r"sources\.x\.location: 's3://.*none\.txt' does not exist; give a file or a glob"),
         ("f/top.png", "folder", r"is a file; kind 'folder' takes a folder"),

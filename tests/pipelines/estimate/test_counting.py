@@ -2,6 +2,7 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -47,6 +48,30 @@ def test_long_lists_are_told_from_a_sample(tmp_path, suffix, monkeypatch):
     assert not found.is_exact
     assert found.source == "about: size and mean line of a sample"
     assert found.rows == pytest.approx(200_000, rel=0.05)
+
+
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_sample_that_unpacks_to_much_is_cut(tmp_path, suffix, monkeypatch):
+    text = b"".join(b"%s\n" % (b"http://a.test/%d" % n).ljust(99, b"x") for n in range(100_000))
+    if suffix == ".gz":
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text[:1000]) + gzip.compress(text[1000:]))
+    else:
+        with pa.output_stream(tmp_path / "a.txt.zst", compression="zstd") as stream:
+            stream.write(text)
+    monkeypatch.setattr(counting, "_UNPACKED_BYTES", 1 << 20)
+    tracemalloc.start()
+    try:
+        found = count("list", tmp_path / f"a.txt{suffix}")
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
+    assert not found.is_exact
+    if suffix == ".gz":
+        assert found.rows == pytest.approx(100_000, rel=0.3)
+    assert 10_000 < found.rows < 200_000  # of zstd it is not known to the byte how many were unpacked
+    monkeypatch.undo()
+    found = count("list", tmp_path / f"a.txt{suffix}")
+    assert (found.rows, found.is_exact) == (100_000, True)
 
 
 def test_parquet_is_told_by_its_metadata(tmp_path, monkeypatch):
