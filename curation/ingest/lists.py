@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, broken_row, open_parquet
+from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, batch_values, broken_row, open_parquet
 from training.config import ConfigError
 from training.data.files import open_file
 
@@ -146,7 +146,7 @@ def _read_parquet(path: str, columns: Mapping[str, str]) -> Lines:
     place = 0
     with open_parquet(path) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(set(columns.values()))):
-            for values in batch.to_pylist():
+            for values in batch_values(batch):
                 place += 1
                 yield place, address_row(values, columns)
 

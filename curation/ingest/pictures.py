@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from curation.ingest.lists import Lines
-from curation.ingest.rows import NOT_UTF8, SourceLine, SourceRow, is_utf8, open_parquet, utf8
+from curation.ingest.rows import NOT_UTF8, SourceLine, SourceRow, batch_values, is_utf8, open_parquet, utf8
 from training.config import ConfigError
 from training.data.files import File, open_file, raise_failure
 from training.data.tars import Member, TarError, read_members
@@ -162,7 +162,7 @@ def read_parquet(path: str, image_column: str, columns: Mapping[str, str]) -> Li
         for batch in _parquet_texts(file, sorted(set(columns.values()))):
             for place, values in batch:
                 found = {name: values.get(column) for name, column in columns.items()}
-                text = {name: None if value is None else str(value) for name, value in found.items()}
+                text = {name: None if value is None else utf8(str(value)) for name, value in found.items()}
                 error = None
                 if elsewhere is not None and elsewhere[0] == place:
                     error = f"the file holds no bytes of it, only its path {elsewhere[1]!r}"
@@ -249,5 +249,5 @@ def _parquet_texts(file: Any, columns: list[str]) -> Iterable[list[tuple[int, di
         yield [(place, {}) for place in range(file.metadata.num_rows)]
         return
     for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-        yield [(first + place, values) for place, values in enumerate(batch.to_pylist())]
+        yield [(first + place, values) for place, values in enumerate(batch_values(batch))]
         first += batch.num_rows

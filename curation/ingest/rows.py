@@ -91,3 +91,27 @@ def open_parquet(path: str) -> Iterator[Any]:
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"location: {path!r} is no parquet file: {str(error).splitlines()[0]}") from None
         yield parquet
+
+
+def batch_values(batch: Any) -> list[dict[str, Any]]:
+    """Rows of a batch of parquet by column. Bytes are text, too, and those that are no UTF-8 are kept as surrogates."""
+    import pyarrow as pa
+
+    if not any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in batch.schema.types):
+        try:
+            return list(batch.to_pylist())
+        except UnicodeDecodeError:
+            pass  # a writer need not check that a text is one
+    cells = [_decoded(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _decoded(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    values = column.to_pylist()
+    return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]

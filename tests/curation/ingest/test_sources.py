@@ -296,6 +296,41 @@ def test_what_is_too_large_is_not_read(tmp_path, packed):
         tracemalloc.stop()
 
 
+def texts_of(values, kind):
+    """An array of bytes that claims to hold text."""
+    stored = pa.array(values, pa.binary())
+    if pa.types.is_dictionary(kind):
+        return texts_of(values, kind.value_type).dictionary_encode()
+    return stored.cast(pa.large_binary()).view(kind) if pa.types.is_large_string(kind) else stored.view(kind)
+
+
+KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_cell_of_parquet_that_is_no_text_is_a_row(tmp_path, kind):
+    urls = [GOOD.encode(), b"http://a.test/\xff", "http://a.test/ü".encode(), None]
+    table = pa.table({"url": texts_of(urls, kind), "label": [1, 2, 3, 4], "alt_text": texts_of([b"\xff"] * 4, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [(row.url, row.alt_text, row.label, row.error) for row in rows_of(tmp_path / "a.parquet")] == [
+        (GOOD, "\ufffd", "1", None),
+        ("http://a.test/\ufffd", "\ufffd", "2", "not utf-8"),
+        ("http://a.test/ü", "\ufffd", "3", None),
+        (None, "\ufffd", "4", "empty line"),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_picture_of_parquet_with_a_text_that_is_none_stays(tmp_path, kind):
+    texts = texts_of([b"cat", b"d\xffg", None], kind)
+    pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "label": texts, "url": texts}), tmp_path / "a.parquet")
+    assert [(row.url, row.label, row.error) for row in rows_of(tmp_path / "a.parquet", "parquet")] == [
+        ("cat", "cat", None),
+        ("d\ufffdg", "d\ufffdg", None),
+        (None, None, None),
+    ]
+
+
 @pytest.mark.parametrize("manifest", [b"b.jpg," + b"x" * 200_000, b"b.jpg," + b"x\nb.jpg," * 3_000_000])
 def test_a_manifest_that_cannot_be_read_gives_no_labels(tmp_path, manifest):
     write_tar(tmp_path / "set.tar", [("b.jpg", b"B"), ("manifest.csv", b"file,label\nb.jpg,bee\n" + manifest)])
