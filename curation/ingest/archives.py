@@ -28,6 +28,7 @@ _BLOCK_BYTES = 4 << 20  # read at once from a bucket
 _PIECE_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 16  # of headers
 _MAX_HEADERS = 1000
+_MAX_DIGITS = 18  # of a length
 _RECORD = re.compile(rb"WARC/[01]\.\d+\s*$|[a-z]+:\S.* [0-9a-f.:]+ \d{8,} \S+ \S+\s*$")  # its first line
 
 
@@ -111,7 +112,7 @@ def _skip(record: ArcWarcRecord) -> None:
 def _length_of(record: ArcWarcRecord) -> int | None:
     """Bytes that a record should have; None where its header does not say."""
     length = record.rec_headers.get_header("length" if record.format == "arc" else "Content-Length") or ""
-    return int(length) if length.isascii() and length.isdigit() else None
+    return int(length) if length.isascii() and length.isdigit() and len(length) <= _MAX_DIGITS else None
 
 
 def _damaged(why: str, page_url: str | None = None) -> Page:

@@ -18,7 +18,7 @@ from pydantic import Field
 from curation.ingest.breaker import Breaker, Reached
 from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher, Outcome
 from curation.ingest.guard import Guard
-from curation.ingest.local import read_local
+from curation.ingest.local import TOO_LARGE, Read, read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
 from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules
@@ -258,8 +258,8 @@ class FetchStage(ShardStage):
             return
         source = rows[0]["source"]
         kind, location = self.fetch.kinds[source], self.fetch.locations[source]
-        for data in read_local(kind, location, [row["location"] for row in rows]):
-            yield _judge_local(data, self.fetch.max_bytes)
+        for data in read_local(kind, location, [row["location"] for row in rows], self.fetch.max_bytes):
+            yield _judge_local(data)
 
 
 class Fetched(ShardStage):
@@ -287,11 +287,11 @@ class Fetched(ShardStage):
         return {"fetched": verdict_table("fetched", rows, reason=images["reason"].to_pylist())}
 
 
-def _judge_local(data: bytes | None, max_bytes: int) -> tuple[Outcome, bytes | None]:
+def _judge_local(data: Read) -> tuple[Outcome, bytes | None]:
     if data is None:
         return Outcome(reason="file_missing"), None
-    if len(data) > max_bytes:
-        return Outcome(reason="too_large"), None
+    if data == TOO_LARGE:
+        return Outcome(reason=TOO_LARGE), None
     found = sniff_format(data[:SNIFF_BYTES])
     return (Outcome(reason="not_an_image"), None) if found is None else (Outcome(format=found), data)
 

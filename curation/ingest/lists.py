@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, broken_row, open_parquet
+from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, batch_values, broken_row, open_parquet
 from training.config import ConfigError
 from training.data.files import open_file
 
@@ -24,6 +24,7 @@ Lines = Iterator[tuple[int, SourceRow]]  # number in the file, from 1
 _BATCH_ROWS = 4096
 _BLOCK_BYTES = 4 << 20  # read at once from a bucket
 _PIECE = 1 << 16  # letters of a JSON array that are looked at together
+_MAX_LINE_BYTES = 16 << 20  # of text and JSON lines
 _MAX_ELEMENT = 16 << 20  # letters of one element of a JSON array
 _SPACE = re.compile(r"[ \t\r\n]*")
 
@@ -79,7 +80,10 @@ def list_suffix(path: str) -> str:
 
 def _read_txt(path: str) -> Lines:
     with _open(path) as file:
-        for place, line in enumerate(file, 1):
+        for place, line in enumerate(_lines(file), 1):
+            if line is None:
+                yield place, _too_long()
+                continue
             try:
                 url = line.decode("utf-8-sig" if place == 1 else "utf-8")
             except UnicodeDecodeError:
@@ -107,7 +111,10 @@ def _read_csv(path: str, columns: Mapping[str, str], delimiter: str) -> Lines:
 
 def _read_jsonl(path: str, columns: Mapping[str, str]) -> Lines:
     with _open(path) as file:
-        for place, line in enumerate(file, 1):
+        for place, line in enumerate(_lines(file), 1):
+            if line is None:
+                yield place, _too_long()
+                continue
             if not line.strip():
                 yield place, broken_row("empty line")
                 continue
@@ -122,11 +129,24 @@ def _read_jsonl(path: str, columns: Mapping[str, str]) -> Lines:
             yield place, address_row(values if isinstance(values, dict) else {}, columns)
 
 
+def _lines(file: IO[bytes]) -> Iterator[bytes | None]:
+    """Lines; None for one that is too long, of which no more is held than one may have."""
+    while line := file.readline(_MAX_LINE_BYTES + 1):
+        is_long = len(line) > _MAX_LINE_BYTES
+        yield None if is_long else line
+        while is_long and line and not line.endswith(b"\n"):
+            line = file.readline(_MAX_LINE_BYTES)
+
+
+def _too_long() -> SourceRow:
+    return broken_row(f"a line of more than {_MAX_LINE_BYTES:,} bytes")
+
+
 def _read_parquet(path: str, columns: Mapping[str, str]) -> Lines:
     place = 0
     with open_parquet(path) as file:
         for batch in file.iter_batches(_BATCH_ROWS, columns=sorted(set(columns.values()))):
-            for values in batch.to_pylist():
+            for values in batch_values(batch):
                 place += 1
                 yield place, address_row(values, columns)
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Iterator, Sequence
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 from curation.ingest.sources import folder_of, several_files
-from training.data.files import open_file, raise_failure, read_file
-from training.data.tars import DAMAGE
+from training.data.files import TooLargeError, open_file, raise_failure, read_file
+from training.data.tars import DAMAGE, headers
+
+TOO_LARGE: Literal["too_large"] = "too_large"
+Read = bytes | Literal["too_large"] | None
 
 
-def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[bytes | None]:
+def read_local(kind: str, location: str, places: Sequence[str], max_bytes: int | None = None) -> Iterator[Read]:
     """Bytes of each place inside a source, in the order given; None for what is not there any more.
 
     Places are those of ``SourceRow.location``. An archive is passed through twice, however many of its members are
-    asked for, so they are best asked for in stored order.
+    asked for, so they are best asked for in stored order. What has more than ``max_bytes`` is ``TOO_LARGE``: files and
+    members of tars are not read then, however little they are stored in.
 
     Raises:
         OSError: a bucket does not answer.
@@ -23,7 +27,7 @@ def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[byte
     folder = folder_of(location)
     if kind == "folder":
         for place in places:
-            yield _read_file(folder + place)
+            yield _read_file(folder + place, max_bytes)
         return
     several = several_files(location)
     begin = 0
@@ -33,13 +37,15 @@ def read_local(kind: str, location: str, places: Sequence[str]) -> Iterator[byte
         while end < len(places) and (not several or places[end].partition("::")[0] == name):
             end += 1
         inside = [place.partition("::")[2] if several else place for place in places[begin:end]]
-        yield from _read_archive(kind, folder + name if several else location, inside)
+        yield from _read_archive(kind, folder + name if several else location, inside, max_bytes)
         begin = end
 
 
-def _read_file(path: str) -> bytes | None:
+def _read_file(path: str, max_bytes: int | None) -> Read:
     try:
-        return read_file(path)
+        return read_file(path, max_bytes)
+    except TooLargeError:
+        return TOO_LARGE
     except FileNotFoundError:
         return None
     except OSError:
@@ -48,7 +54,7 @@ def _read_file(path: str) -> bytes | None:
         return None
 
 
-def _read_archive(kind: str, path: str, places: Sequence[str]) -> Iterator[bytes | None]:
+def _read_archive(kind: str, path: str, places: Sequence[str], max_bytes: int | None) -> Iterator[Read]:
     try:
         opened = open_file(path)
     except OSError as error:
@@ -57,13 +63,13 @@ def _read_archive(kind: str, path: str, places: Sequence[str]) -> Iterator[bytes
         yield from (None for _ in places)
         return
     with opened as file:
-        for data in (_read_tar if kind == "tar" else _read_parquet)(file, places):
+        for data in (_read_tar if kind == "tar" else _read_parquet)(file, places, max_bytes):
             if data is None:
                 raise_failure(file)
             yield data
 
 
-def _read_tar(file: BinaryIO, names: Sequence[str]) -> Iterator[bytes | None]:
+def _read_tar(file: BinaryIO, names: Sequence[str], max_bytes: int | None) -> Iterator[Read]:
     wanted = set(names)
     there: dict[str, tarfile.TarInfo] = {}
     try:
@@ -73,18 +79,19 @@ def _read_tar(file: BinaryIO, names: Sequence[str]) -> Iterator[bytes | None]:
         return
     with tar:
         try:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
+            for info in headers(tar):
                 if info.isfile() and info.name in wanted:
                     there.setdefault(info.name, info)  # the first of a name: registration takes no other
         except DAMAGE:
             pass  # what stands before the damage is there
         for name in names:
             found = there.get(name)
-            yield None if found is None else _extract(tar, found)
+            yield None if found is None else _extract(tar, found, max_bytes)
 
 
-def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
+def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo, max_bytes: int | None) -> Read:
+    if max_bytes is not None and info.size > max_bytes:
+        return TOO_LARGE
     try:
         file = tar.extractfile(info)
         data = None if file is None else file.read()
@@ -93,14 +100,14 @@ def _extract(tar: tarfile.TarFile, info: tarfile.TarInfo) -> bytes | None:
     return data if data is not None and len(data) == info.size else None
 
 
-def _read_parquet(file: BinaryIO, places: Sequence[str]) -> Iterator[bytes | None]:
+def _read_parquet(file: BinaryIO, places: Sequence[str], max_bytes: int | None) -> Iterator[Read]:
     """Places are COLUMN/ROW. One row group's column is held at a time."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         parquet = pq.ParquetFile(file)
-    except (pa.ArrowInvalid, OSError):
+    except (pa.ArrowException, OSError):
         yield from (None for _ in places)
         return
     counts = [parquet.metadata.row_group(group).num_rows for group in range(parquet.metadata.num_row_groups)]
@@ -116,6 +123,11 @@ def _read_parquet(file: BinaryIO, places: Sequence[str]) -> Iterator[bytes | Non
             yield None
             continue
         if held != (column, group):
-            values, held = parquet.read_row_group(group, columns=[column])[column], (column, group)
-        value = values[row].as_py()
-        yield value.get("bytes") if isinstance(value, dict) else value
+            held = (column, group)
+            try:
+                values = parquet.read_row_group(group, columns=[column])[column]
+            except (pa.ArrowException, OSError):  # other groups may be whole
+                values = None
+        value = None if values is None else values[row].as_py()
+        data = value.get("bytes") if isinstance(value, dict) else value
+        yield TOO_LARGE if max_bytes is not None and data is not None and len(data) > max_bytes else data

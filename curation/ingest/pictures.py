@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 from typing import Any, BinaryIO
 
 from curation.ingest.lists import Lines
-from curation.ingest.rows import NOT_UTF8, SourceLine, SourceRow, is_utf8, open_parquet, utf8
+from curation.ingest.rows import NOT_UTF8, SourceLine, SourceRow, batch_values, is_utf8, open_parquet, utf8
 from training.config import ConfigError
 from training.data.files import File, open_file, raise_failure
 from training.data.tars import Member, TarError, read_members
@@ -128,15 +128,25 @@ def _as_text(value: object) -> str | None:
 
 
 def _manifest_labels(path: str, file: BinaryIO) -> dict[str, str]:
-    """Label by member name, from a ``manifest.csv`` inside the tar with columns file and class_name or label."""
-    found = read_members(path, lambda member: member.name in (MANIFEST, f"./{MANIFEST}"), file)
+    """Label by member name, from a ``manifest.csv`` inside the tar with columns file and class_name or label.
+
+    One that is larger than a sidecar may be, or no csv, gives none.
+    """
+    found = read_members(path, _is_manifest, file)
     data = next((data for _, data in found if data is not None), b"")
     labels = {}
-    for values in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace"))):
-        label = values.get("class_name") or values.get("label")
-        if values.get("file") and label:
-            labels[values["file"].removeprefix("./")] = label
+    try:
+        for values in csv.DictReader(io.StringIO(data.decode("utf-8-sig", "replace"))):
+            label = values.get("class_name") or values.get("label")
+            if values.get("file") and label:
+                labels[values["file"].removeprefix("./")] = label
+    except csv.Error:
+        return {}
     return labels
+
+
+def _is_manifest(member: Member) -> bool:
+    return member.name in (MANIFEST, f"./{MANIFEST}") and member.size <= MAX_SIDECAR_BYTES
 
 
 # Parquet
@@ -152,7 +162,7 @@ def read_parquet(path: str, image_column: str, columns: Mapping[str, str]) -> Li
         for batch in _parquet_texts(file, sorted(set(columns.values()))):
             for place, values in batch:
                 found = {name: values.get(column) for name, column in columns.items()}
-                text = {name: None if value is None else str(value) for name, value in found.items()}
+                text = {name: None if value is None else utf8(str(value)) for name, value in found.items()}
                 error = None
                 if elsewhere is not None and elsewhere[0] == place:
                     error = f"the file holds no bytes of it, only its path {elsewhere[1]!r}"
@@ -239,5 +249,5 @@ def _parquet_texts(file: Any, columns: list[str]) -> Iterable[list[tuple[int, di
         yield [(place, {}) for place in range(file.metadata.num_rows)]
         return
     for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
-        yield [(first + place, values) for place, values in enumerate(batch.to_pylist())]
+        yield [(first + place, values) for place, values in enumerate(batch_values(batch))]
         first += batch.num_rows

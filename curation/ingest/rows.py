@@ -39,7 +39,7 @@ class SourceLine(NamedTuple):
 
 def broken_row(error: str, page_url: str | None = None) -> SourceRow:
     """A row that only says what could not be read."""
-    return SourceRow(None, None, page_url, None, None, error)
+    return SourceRow(None, None, None if page_url is None else utf8(page_url), None, None, error)
 
 
 def address_row(values: Mapping[str, Any], columns: Mapping[str, str]) -> SourceRow:
@@ -91,3 +91,27 @@ def open_parquet(path: str) -> Iterator[Any]:
         except (pa.ArrowInvalid, OSError) as error:
             raise ConfigError(f"location: {path!r} is no parquet file: {str(error).splitlines()[0]}") from None
         yield parquet
+
+
+def batch_values(batch: Any) -> list[dict[str, Any]]:
+    """Rows of a batch of parquet by column. Bytes are text, too, and those that are no UTF-8 are kept as surrogates."""
+    import pyarrow as pa
+
+    if not any(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) for kind in batch.schema.types):
+        try:
+            return list(batch.to_pylist())
+        except UnicodeDecodeError:
+            pass  # a writer need not check that a text is one
+    cells = [_decoded(column) for column in batch.columns]
+    return [dict(zip(batch.schema.names, row, strict=True)) for row in zip(*cells, strict=True)]
+
+
+def _decoded(column: Any) -> list[Any]:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        column = column.cast(pa.large_binary())
+    values = column.to_pylist()
+    return [value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value for value in values]

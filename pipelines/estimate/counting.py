@@ -22,9 +22,11 @@ from curation.ingest.pictures import is_picture
 from curation.ingest.rows import open_parquet
 from curation.ingest.sources import SourceConfig, source_files
 from training.config import ConfigError
-from training.data.files import File
+from training.data.files import File, walk
+from training.data.tars import DAMAGE, headers
 
 _SAMPLE_BYTES = 1 << 20  # of a file, as it is stored
+_UNPACKED_BYTES = 64 << 20  # of a sample that is packed: what it may unpack to
 _SAMPLE_FILES = 5  # spread over a source of many
 _METADATA_FILES = 64  # of parquet: read one by one up to so many
 _LIST_S = 0.3  # for which a folder, or the tars of a source, are listed
@@ -129,36 +131,41 @@ def _lines_of(path: str) -> _Seen:
     """Rows of a text list: its lines, without that of the header; elements of a JSON array by their braces."""
     with Path(path).open("rb") as file:
         stored = file.read(_SAMPLE_BYTES)
-    text = _unpacked(path, stored)
+    text, num_bytes = _unpacked(path, stored)
     suffix = list_suffix(path)
     if suffix == ".json":
-        return _Seen(text.count(b"{") or text.count(b'"') // 2, len(stored))
+        return _Seen(text.count(b"{") or text.count(b'"') // 2, num_bytes)
     num_lines = text.count(b"\n")
-    if len(stored) < _SAMPLE_BYTES and text and not text.endswith(b"\n"):
+    if num_bytes == len(stored) < _SAMPLE_BYTES and text and not text.endswith(b"\n"):
         num_lines += 1
-    return _Seen(max(0, num_lines - (suffix in (".csv", ".tsv"))), len(stored))
+    return _Seen(max(0, num_lines - (suffix in (".csv", ".tsv"))), num_bytes)
 
 
-def _unpacked(path: str, stored: bytes) -> bytes:
-    """What the first bytes of a file hold; of a packed one as much of it as they give."""
+def _unpacked(path: str, stored: bytes) -> tuple[bytes, int]:
+    """What the first bytes of a file hold, and how many of them hold it; of a packed one as much of it as they give."""
     name = path.lower()
+    if not name.endswith((".gz", ".zst")):
+        return stored, len(stored)
+    pieces: list[bytes] = []
+    left = _UNPACKED_BYTES
     if name.endswith(".zst"):
         import pyarrow as pa
 
-        pieces = []
-        with contextlib.suppress(OSError), pa.CompressedInputStream(pa.BufferReader(stored), "zstd") as stream:
-            while piece := stream.read(_PIECE_BYTES):
+        source = pa.BufferReader(stored)
+        with contextlib.suppress(OSError), pa.CompressedInputStream(source, "zstd") as stream:
+            while left > 0 and (piece := stream.read(min(left, _PIECE_BYTES))):
                 pieces.append(piece)
-        return b"".join(pieces)
-    if not name.endswith(".gz"):
-        return stored
-    text = b""
+                left -= len(piece)
+            return b"".join(pieces), len(stored) if left > 0 else min(source.tell(), len(stored) - 1)
+        return b"".join(pieces), len(stored)
+    rest = stored
     with contextlib.suppress(zlib.error):
-        while stored:  # one member after the other
+        while rest and left > 0:  # one member after the other
             unpack = zlib.decompressobj(zlib.MAX_WBITS | 16)
-            text += unpack.decompress(stored)
-            stored = unpack.unused_data
-    return text
+            pieces.append(unpack.decompress(rest, left))
+            left -= len(pieces[-1])
+            rest = unpack.unused_data or unpack.unconsumed_tail
+    return b"".join(pieces), len(stored) if left > 0 else len(stored) - max(1, len(rest))
 
 
 def _rows_of_archive(path: str) -> _Seen:
@@ -195,23 +202,24 @@ def _rows_of_parquet(path: str) -> int:
 
 def _count_folder(config: SourceConfig) -> Count:
     """Pictures below a folder; where time runs out, as many in each of its entries as in those that were listed."""
-    with os.scandir(config.location) as there:
-        entries = sorted((entry for entry in there if not entry.name.startswith(".")), key=lambda one: one.name)
+    _, folders, names = next(walk(config.location), ("", [], []))
+    entries = sorted([*folders, *names])
     sizes: list[int] = []
     rows = whole = listed = 0  # pictures; those of entries that were listed whole; such entries
     began = time.monotonic()
     for entry in entries:
-        for path in _pictures_below(entry):
-            rows += 1
-            if len(sizes) < _SIZED_FILES:
-                sizes.append(os.stat(path).st_size)
+        for path in _pictures_below(config.location, entry):
+            if path is not None:
+                rows += 1
+                if len(sizes) < _SIZED_FILES:
+                    sizes.append(os.stat(path).st_size)
             if time.monotonic() - began > (_LIST_S if listed else _FIRST_ENTRY_S):
                 break
         else:
             listed, whole = listed + 1, rows
             continue
         break
-    if not rows:
+    if not rows and listed == len(entries):
         source_files(config)  # says what is wrong
     picture_bytes = sum(sizes) / len(sizes) if sizes else None
     if listed == len(entries):
@@ -224,13 +232,16 @@ def _count_folder(config: SourceConfig) -> Count:
     return Count(rows=round(whole * len(entries) / listed), picture_bytes=picture_bytes, is_exact=False, source=how)
 
 
-def _pictures_below(entry: os.DirEntry[str]) -> Iterator[str]:
-    if entry.is_dir():
-        for top, folders, names in os.walk(entry.path, followlinks=True):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            yield from (f"{top}/{name}" for name in names if is_picture(name))
-    elif is_picture(entry.name):
-        yield entry.path
+def _pictures_below(location: str, entry: str) -> Iterator[str | None]:
+    """Pictures of an entry of a folder; None behind those of each folder, so that the clock is looked at."""
+    path = os.path.join(location, entry)
+    if not os.path.isdir(path):
+        if is_picture(entry):
+            yield path
+        return
+    for top, _, names in walk(path, above=location):
+        yield from (os.path.join(top, name) for name in names if is_picture(name))
+        yield None
 
 
 def _count_tars(files: Sequence[File]) -> Count:
@@ -252,12 +263,12 @@ def _members_of(tar_file: File, most_s: float) -> tuple[int, int, int]:
     ends = time.monotonic() + most_s
     try:
         with Path(tar_file.path).open("rb") as file, tarfile.open(fileobj=file, mode="r:*") as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
+            for info in headers(tar):
                 if info.isfile() and is_picture(info.name):
                     rows, num_bytes = rows + 1, num_bytes + info.size
                 if time.monotonic() > ends:
                     return rows, num_bytes, max(1, file.tell())
-    except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ConfigError(f"location: {tar_file.path!r} is no tar: {str(error).splitlines()[0]}") from None
+    except DAMAGE as error:
+        why = (str(error) or type(error).__name__).splitlines()[0]
+        raise ConfigError(f"location: {tar_file.path!r} is no tar: {why}") from None
     return rows, num_bytes, tar_file.num_bytes

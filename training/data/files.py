@@ -74,15 +74,32 @@ def read_range(path: str, offset: int, num_bytes: int) -> bytes:
         os.close(handle)
 
 
-def read_file(path: str) -> bytes:
-    """A whole file."""
+class TooLargeError(ValueError):
+    """A file has more bytes than it may."""
+
+
+def read_file(path: str, max_bytes: int | None = None) -> bytes:
+    """A whole file.
+
+    Raises:
+        TooLargeError: it has more than ``max_bytes``, and was not read.
+    """
     if path.startswith("s3://"):
         import obstore
 
         client, key = _client(path)
         with _as_os_error():
-            return bytes(obstore.get(client, key).bytes())
-    return Path(path).read_bytes()
+            found = obstore.get(client, key)
+            _check_size(path, int(found.meta["size"]), max_bytes)
+            return bytes(found.bytes())
+    with Path(path).open("rb") as file:
+        _check_size(path, os.fstat(file.fileno()).st_size, max_bytes)
+        return file.read()
+
+
+def _check_size(path: str, num_bytes: int, max_bytes: int | None) -> None:
+    if max_bytes is not None and num_bytes > max_bytes:
+        raise TooLargeError(f"{path}: {num_bytes:,} bytes, more than {max_bytes:,}")
 
 
 def size_of(path: str) -> int | None:
@@ -165,12 +182,14 @@ def _list_local(location: str, suffixes: Collection[str]) -> list[File]:
     folder, pattern = split_pattern(location)
     if Path(location).is_dir():  # even one that is called a[1]
         folder = location
-        steps = os.walk(location, followlinks=True)
-        paths = [f"{top}/{name}" for top, _, names in steps for name in names if name.lower().endswith(tuple(suffixes))]
+        paths = [path for path in _all_files(folder) if path.lower().endswith(tuple(suffixes))]
     elif Path(location).is_file():
         paths, folder = [location], f"{Path(location).parent}/"
+    elif "**" in pattern.split("/"):  # glob would follow links round and round
+        wanted = re.compile(_as_regex(pattern))
+        paths = [path for path in _all_files(folder or ".") if wanted.fullmatch(os.path.relpath(path, folder or "."))]
     else:
-        paths = glob.glob(location, recursive=True) if pattern else []
+        paths = glob.glob(location) if pattern else []
     files = []
     for path in paths:
         name = os.path.relpath(path, folder or ".")
@@ -179,6 +198,50 @@ def _list_local(location: str, suffixes: Collection[str]) -> list[File]:
         stat = Path(path).stat()
         files.append(File(name, path, stat.st_size, str(stat.st_mtime_ns)))
     return files
+
+
+def _all_files(folder: str) -> Iterator[str]:
+    return (os.path.join(top, name) for top, _, names in walk(folder) for name in names)
+
+
+def walk(folder: str, above: str | None = None) -> Iterator[tuple[str, list[str], list[str]]]:
+    """Folders at any depth, each with the names of folders and of files in it, sorted; what is hidden is left out.
+
+    Links are followed, but into no folder that they lie in: there they would go round and round. Those that lead
+    nowhere, and folders that cannot be listed, are passed over.
+
+    Args:
+        folder: where to begin.
+        above: a folder that ``folder`` was found in, and that no link may lead back to.
+    """
+    begin = frozenset() if above is None else frozenset([_identity(above)])
+    to_list = [(folder, begin)]
+    while to_list:
+        top, path = to_list.pop()
+        folders, names = [], []
+        try:
+            here = _identity(top)
+            if here in path:
+                continue
+            with os.scandir(top) as entries:
+                for entry in entries:
+                    if entry.name.startswith("."):
+                        continue
+                    is_link = entry.is_symlink()  # is_dir() of an entry fails at a link to itself
+                    if os.path.isdir(entry.path) if is_link else entry.is_dir():
+                        folders.append(entry.name)
+                    elif os.path.isfile(entry.path) if is_link else entry.is_file():
+                        names.append(entry.name)
+        except OSError:
+            continue
+        folders.sort()
+        yield top, folders, sorted(names)
+        to_list.extend((os.path.join(top, name), path | {here}) for name in reversed(folders))
+
+
+def _identity(folder: str) -> tuple[int, int]:
+    stat = os.stat(folder)
+    return stat.st_dev, stat.st_ino
 
 
 def _list_bucket(location: str, suffixes: Collection[str]) -> list[File]:

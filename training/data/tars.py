@@ -16,8 +16,12 @@ from typing import BinaryIO, NamedTuple
 
 _BLOCK = 512
 _RECORD = 20 * _BLOCK
-# What tarfile lets through when a tar, or the compression around it, is damaged.
-DAMAGE = (tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError)
+# What tarfile lets through when a tar, or the compression around it, is damaged; the last three of headers that hold
+# no numbers, or numbers without end, or belong to headers that belong to headers, and so on.
+DAMAGE = (
+    *(tarfile.TarError, EOFError, OSError, zlib.error, lzma.LZMAError),
+    *(ValueError, OverflowError, RecursionError),
+)
 
 
 class TarError(ValueError):
@@ -102,8 +106,7 @@ def read_members(
     """The same, with the bytes of those that are wanted, in one pass; None for the others."""
     try:
         with tarfile.open(path, "r:*", fileobj=file) as tar:
-            for info in tar:
-                tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
+            for info in headers(tar):
                 if info.isfile():
                     member = Member(info.name, info.offset_data, info.size)
                     opened = tar.extractfile(info) if wanted(member) else None
@@ -113,8 +116,23 @@ def read_members(
             tar.fileobj.seek(tar.offset)
             if tar.fileobj.read(_BLOCK) != b"\0" * _BLOCK:
                 raise TarError(f"{path}: damaged or cut off, neither header nor end mark at byte {tar.offset:,}")
+    except TarError:
+        raise
     except DAMAGE as error:
         raise TarError(f"{path}: {error}") from None
+
+
+def headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """Headers of an open tar, in stored order, none of which is kept.
+
+    Raises:
+        One of ``DAMAGE``: the tar is damaged.
+    """
+    for info in tar:
+        tar.members = []  # type: ignore[attr-defined]  # tarfile keeps every header that it ever saw
+        if info.size < 0:  # tarfile would go back, and come here again
+            raise tarfile.ReadError("a member of less than no bytes")
+        yield info
 
 
 def read_member(path: Path | str, name: str) -> bytes:
@@ -131,5 +149,7 @@ def read_member(path: Path | str, name: str) -> bytes:
             return file.read()
     except KeyError:
         raise TarError(f"{path}: no member {name!r}") from None
+    except TarError:
+        raise
     except DAMAGE as error:
         raise TarError(f"{path}: {error}") from None

@@ -14,6 +14,7 @@ from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
 from curation.ingest.archives import read_pages, read_records
+from curation.ingest.rows import SourceRow
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 
 PAGES = {
@@ -281,7 +282,7 @@ def test_headers_without_an_end_are_left(tmp_path):
     assert [row.url for row in rows[1:]] == [url for _, url, _, _ in FOUND]
 
 
-@pytest.mark.parametrize("length", ["abc", "-5", ""])
+@pytest.mark.parametrize("length", ["abc", "-5", "", "9" * 5000, "9" * 19])
 def test_a_record_without_a_length_is_passed_over(length):
     record = "WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/\r\nContent-Length: {}\r\n\r\n"
     warc = record.format(length).encode() + b"HTTP/1.1 200 OK\r\n\r\n<html>\r\n\r\n" + warc_of(PAGES, packed=False)
@@ -317,6 +318,19 @@ def test_damaged_metadata_is_a_row(data, error):
     record = head + b"Content-Length: %d\r\n\r\n" % len(data) + data + b"\r\n\r\n"
     ((_, page),) = read_pages(io.BytesIO(record))
     assert page.images[0].error == f"damaged record: {error}"
+
+
+def test_a_page_whose_address_is_no_text_can_be_stored():
+    """JSON may hold half of a pair of surrogates."""
+    html = {"HTML-Metadata": {"Links": [{"path": "IMG@/src", "url": f"{n}.jpg"} for n in range(10_001)]}}
+    page_url = {"WARC-Target-URI": "http://a.test/\ud800"}
+    metadata = {"WARC-Header-Metadata": page_url, "Payload-Metadata": {"HTTP-Response-Metadata": html}}
+    data = json.dumps({"Envelope": metadata}).encode()
+    head = b"WARC/1.0\r\nWARC-Type: metadata\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    ((_, page),) = read_pages(io.BytesIO(head % len(data) + data + b"\r\n\r\n"))
+    error = "a page with more than 10,000 pictures"
+    assert page.images[-1] == SourceRow(None, None, "http://a.test/?", None, None, error)
+    assert {row.page_url for row in page.images} == {"http://a.test/?"}
 
 
 def test_metadata_of_odd_shapes_is_no_page():

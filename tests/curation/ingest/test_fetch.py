@@ -2,6 +2,7 @@ import hashlib
 import tarfile
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
@@ -83,6 +84,23 @@ def test_a_shard_of_local_files(memory_io, tmp_path, make_picture, shared_tar):
     assert memory_io.tables["fetch_log", 7].num_rows == 0
     last = images[3]
     assert memory_io.blob(last["object"], last["offset"], last["num_bytes"]) == make_picture(kind="JPEG")
+
+
+@pytest.mark.parametrize("kind", ["folder", "tar", "parquet"])
+def test_a_local_picture_that_is_too_large(memory_io, tmp_path, make_picture, shared_tar, kind):
+    data = make_picture()
+    names = ["a.png", "b.png"]
+    location = tmp_path
+    for name, more in zip(names, (b"", b"x"), strict=True):
+        (tmp_path / name).write_bytes(data + more)
+    if kind == "tar":
+        location = shared_tar([("a.png", data), ("b.png", data + b"x")])
+    elif kind == "parquet":
+        names, location = ["image/0", "image/1"], tmp_path / "a.parquet"
+        pq.write_table(pa.table({"image": [data, data + b"x"]}), location)
+    put_urls(memory_io, locations=names)
+    images = run(memory_io, FetchConfig(locations={"s": str(location)}, kinds={"s": kind}, max_bytes=len(data)))
+    assert [(image["reason"], image["ok"]) for image in images] == [(None, True), ("too_large", False)]
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import io
 import json
 import random
 import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,10 +13,11 @@ import pytest
 
 from curation.ingest import lists
 from curation.ingest.address import canonical_url
-from curation.ingest.local import read_local
+from curation.ingest.local import TOO_LARGE, read_local
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 from curation.store import LocalStore
 from training.config import ConfigError
+from training.data import files as data_files
 
 GOOD = "http://a.test/1.jpg"
 
@@ -187,6 +189,25 @@ def test_folder(tmp_path, make_picture):
     assert list(read_local("folder", str(tmp_path / "set"), ["top.png", "gone.png"])) == [make_picture(), None]
 
 
+def test_links_are_followed_and_no_loop(tmp_path, make_picture):
+    """Three links to their own folder would be 3 ** 40 folders, which is where the system ends it."""
+    for name in ("set/cat/1.jpg", "set/.hidden/2.jpg", "outside/3.jpg"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(make_picture())
+    for name, target in (("a", "."), ("b", "."), ("c", "."), ("dog", "cat"), ("far", "../outside"), ("x.jpg", "gone")):
+        (tmp_path / "set" / name).symlink_to(target)
+    (tmp_path / "set/self.jpg").symlink_to("self.jpg")
+    (tmp_path / "set/4.jpg").symlink_to("cat/1.jpg")
+    (tmp_path / "set/cat/up").symlink_to("..")
+    (tmp_path / "outside/back").symlink_to("../set")
+    expected = ["4.jpg", "cat/1.jpg", "dog/1.jpg", "far/3.jpg"]
+    assert [row.location for row in rows_of(tmp_path / "set", "folder")] == expected
+    for name in expected:  # the same below a pattern
+        (tmp_path / "set" / name).with_suffix(".txt").write_text(GOOD)
+    files = [line.file for line in lines_of(tmp_path / "set/**/*.txt")]
+    assert files == [name.replace(".jpg", ".txt") for name in expected]
+
+
 def write_tar(path, members, mode="w"):
     with tarfile.open(path, mode) as tar:
         for name, data in members:
@@ -210,6 +231,124 @@ def test_tar_with_labels(tmp_path, mode):
     assert list(read_local("tar", str(tmp_path / "set.tar"), places)) == [b"B", b"A", None]
     for place, data in zip(places, [b"B", b"A", None], strict=True):  # whatever else is asked for
         assert list(read_local("tar", str(tmp_path / "set.tar"), [place])) == [data]
+
+
+def test_a_line_without_an_end_is_a_row_and_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(lists, "_MAX_LINE_BYTES", 40)
+    error = "a line of more than 40 bytes"
+    for end in (b"", b"\n"):
+        for length in (41, 80, 81, 1000):
+            lines = [GOOD.encode(), b"x" * length, GOOD.encode(), b"x" * length + end]
+            (tmp_path / "a.txt").write_bytes(b"\n".join(lines))
+            found = [(line.file_line, line.row.error) for line in lines_of(tmp_path / "a.txt")]
+            assert found == [(1, None), (2, error), (3, None), (4, error)]
+    (tmp_path / "a.jsonl").write_text(f'{{"url": "{GOOD}"}}\n{{"url": "{GOOD}", "alt_text": "long"}}\n' * 2)
+    assert [row.error for row in rows_of(tmp_path / "a.jsonl")] == [None, error] * 2
+
+
+def test_a_packed_line_without_an_end_takes_no_memory(tmp_path):
+    with gzip.open(tmp_path / "a.txt.gz", "wb", compresslevel=1) as file:
+        for _ in range(100):
+            file.write(bytes(1 << 20))
+        file.write(f"\n{GOOD}\n".encode())
+    tracemalloc.start()
+    try:
+        errors = [row.error for row in rows_of(tmp_path / "a.txt.gz")]
+        assert tracemalloc.get_traced_memory()[1] < 50 << 20
+    finally:
+        tracemalloc.stop()
+    assert errors == ["a line of more than 16,777,216 bytes", None]
+
+
+def sparse_member(name, num_bytes):
+    """A header of GNU's for a file of which nothing is stored but its size."""
+    info = tarfile.TarInfo(name)
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"%011o\0%011o\0" % (num_bytes, 0)
+    header[483:495] = b"%011o\0" % num_bytes
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_what_is_too_large_is_not_read(tmp_path, packed):
+    write_tar(tmp_path / "a.tar", [("1.jpg", b"first"), ("2.jpg", bytes(50 << 20)), ("3.jpg", b"x" * 100)])
+    whole = (tmp_path / "a.tar").read_bytes()
+    stated = tarfile.TarInfo("far.jpg")
+    stated.size = 100 << 30
+    stored = sparse_member("sparse.jpg", 2 << 30) + whole.rstrip(b"\0") + bytes(412) + stated.tobuf()
+    (tmp_path / "a.tar").write_bytes(gzip.compress(stored, 1) if packed else stored)
+    (tmp_path / "f").mkdir()
+    for name, num_bytes in (("2.jpg", 50 << 20), ("3.jpg", 100)):
+        with (tmp_path / "f" / name).open("wb") as file:
+            file.truncate(num_bytes)
+    tracemalloc.start()
+    try:
+        places = ["sparse.jpg", "1.jpg", "2.jpg", "3.jpg", "far.jpg", "gone.jpg"]
+        found = list(read_local("tar", str(tmp_path / "a.tar"), places, max_bytes=100))
+        assert found == [TOO_LARGE, b"first", TOO_LARGE, b"x" * 100, TOO_LARGE, None]
+        found = list(read_local("folder", str(tmp_path / "f"), ["2.jpg", "3.jpg"], max_bytes=100))
+        assert found == [TOO_LARGE, bytes(100)]
+        assert tracemalloc.get_traced_memory()[1] < 10 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def texts_of(values, kind):
+    """An array of bytes that claims to hold text."""
+    stored = pa.array(values, pa.binary())
+    if pa.types.is_dictionary(kind):
+        return texts_of(values, kind.value_type).dictionary_encode()
+    return stored.cast(pa.large_binary()).view(kind) if pa.types.is_large_string(kind) else stored.view(kind)
+
+
+KINDS = [pa.string(), pa.large_string(), pa.binary(), pa.dictionary(pa.int32(), pa.string())]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_cell_of_parquet_that_is_no_text_is_a_row(tmp_path, kind):
+    urls = [GOOD.encode(), b"http://a.test/\xff", "http://a.test/ü".encode(), None]
+    table = pa.table({"url": texts_of(urls, kind), "label": [1, 2, 3, 4], "alt_text": texts_of([b"\xff"] * 4, kind)})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert [(row.url, row.alt_text, row.label, row.error) for row in rows_of(tmp_path / "a.parquet")] == [
+        (GOOD, "\ufffd", "1", None),
+        ("http://a.test/\ufffd", "\ufffd", "2", "not utf-8"),
+        ("http://a.test/ü", "\ufffd", "3", None),
+        (None, "\ufffd", "4", "empty line"),
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_a_picture_of_parquet_with_a_text_that_is_none_stays(tmp_path, kind):
+    texts = texts_of([b"cat", b"d\xffg", None], kind)
+    pq.write_table(pa.table({"image": [b"1", b"2", b"3"], "label": texts, "url": texts}), tmp_path / "a.parquet")
+    assert [(row.url, row.label, row.error) for row in rows_of(tmp_path / "a.parquet", "parquet")] == [
+        ("cat", "cat", None),
+        ("d\ufffdg", "d\ufffdg", None),
+        (None, None, None),
+    ]
+
+
+@pytest.mark.parametrize("manifest", [b"b.jpg," + b"x" * 200_000, b"b.jpg," + b"x\nb.jpg," * 3_000_000])
+def test_a_manifest_that_cannot_be_read_gives_no_labels(tmp_path, manifest):
+    write_tar(tmp_path / "set.tar", [("b.jpg", b"B"), ("manifest.csv", b"file,label\nb.jpg,bee\n" + manifest)])
+    assert [(row.location, row.label, row.error) for row in rows_of(tmp_path / "set.tar", "tar")] == [
+        ("b.jpg", None, None)
+    ]
+
+
+def test_a_tar_whose_headers_lead_nowhere_after_registration(tmp_path):
+    info = tarfile.TarInfo("x.jpg")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    nested = (info.tobuf(tarfile.GNU_FORMAT) + b"name\0" + bytes(507)) * 3000
+    info.type, info.size = tarfile.REGTYPE, -512
+    for stored in (nested, info.tobuf(tarfile.GNU_FORMAT)):
+        write_tar(tmp_path / "a.tar", [("1.jpg", b"first")])
+        whole = (tmp_path / "a.tar").read_bytes()
+        (tmp_path / "a.tar").write_bytes(whole[:1024] + stored + whole[1024:])
+        assert list(read_local("tar", str(tmp_path / "a.tar"), ["1.jpg", "x.jpg"])) == [b"first", None]
 
 
 @pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
@@ -283,6 +422,39 @@ def test_parquet_of_pictures(tmp_path, nested):
     assert [(row.location, row.label) for row in rows] == [(f"image/{n}", str(n_)) for n, n_ in enumerate([3, 1, 2, 0])]
     places = [*(row.location for row in rows), "image/9"]
     assert list(read_local("parquet", str(tmp_path / "set.parquet"), places)) == [*images, None]
+
+
+def test_a_damaged_group_of_parquet_loses_its_own_pictures(tmp_path):
+    images = [bytes([n]) * 5000 for n in range(6)]
+    table = pa.table({"image": pa.array(images, pa.binary())})
+    pq.write_table(table, tmp_path / "a.parquet", row_group_size=2, compression="zstd", use_dictionary=False)
+    places = [row.location for row in rows_of(tmp_path / "a.parquet", "parquet")]
+    chunk = pq.ParquetFile(tmp_path / "a.parquet").metadata.row_group(1).column(0)
+    data = bytearray((tmp_path / "a.parquet").read_bytes())
+    data[chunk.data_page_offset : chunk.data_page_offset + chunk.total_compressed_size] = (
+        b"\xff" * chunk.total_compressed_size
+    )
+    (tmp_path / "a.parquet").write_bytes(data)
+    expected = [*images[:2], None, None, *images[4:]]
+    assert list(read_local("parquet", str(tmp_path / "a.parquet"), places)) == expected
+
+
+def test_a_bucket_that_fails_in_the_middle_of_parquet_is_no_damage(tmp_path, in_a_bucket, monkeypatch):
+    images = [bytes([n]) * 500_000 for n in range(4)]
+    (tmp_path / "local").mkdir()
+    table = pa.table({"image": pa.array(images, pa.binary())})
+    pq.write_table(table, tmp_path / "local/a.parquet", row_group_size=2, compression="none", use_dictionary=False)
+    location = f"{in_a_bucket(LocalStore(str(tmp_path / 'local'))).location}/a.parquet"
+    places = [row.location for row in rows_of(location, "parquet")]
+    found = read_local("parquet", location, places)
+    assert [next(found), next(found)] == images[:2]
+    monkeypatch.setattr(data_files, "read_range", _gone)
+    with pytest.raises(OSError, match="the bucket is gone"):
+        next(found)
+
+
+def _gone(path, offset, num_bytes):
+    raise OSError("the bucket is gone")
 
 
 def test_a_folder_of_parquet_as_hugging_face_has_it(tmp_path):
@@ -402,6 +574,8 @@ def test_sources_in_a_bucket_are_those_of_a_folder(tmp_path, in_a_bucket):
             places = [line.row.location for line in here]
             found = list(read_local(kind, f"{bucket}/{location}", [*places, places[0].replace("x", "gone")]))
             assert found[:-1] == list(read_local(kind, str(tmp_path / "local" / location), places)), location
+            if kind != "parquet":
+                assert TOO_LARGE in read_local(kind, f"{bucket}/{location}", places, max_bytes=1)
     for location, kind, message in (
         ("l/none.txt", "list", r"sources\.x\.location: 's3://.*none\.txt' does not exist; give a file or a glob"),
         ("f/top.png", "folder", r"is a file; kind 'folder' takes a folder"),

@@ -2,12 +2,13 @@ import gzip
 import io
 import json
 import tarfile
+import tracemalloc
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest.sources import SourceConfig
+from curation.ingest.sources import SourceConfig, source_files
 from pipelines.estimate import counting
 from pipelines.estimate.counting import count_source
 from training.config import ConfigError
@@ -49,6 +50,30 @@ def test_long_lists_are_told_from_a_sample(tmp_path, suffix, monkeypatch):
     assert found.rows == pytest.approx(200_000, rel=0.05)
 
 
+@pytest.mark.parametrize("suffix", [".gz", ".zst"])
+def test_a_sample_that_unpacks_to_much_is_cut(tmp_path, suffix, monkeypatch):
+    text = b"".join(b"%s\n" % (b"http://a.test/%d" % n).ljust(99, b"x") for n in range(100_000))
+    if suffix == ".gz":
+        (tmp_path / "a.txt.gz").write_bytes(gzip.compress(text[:1000]) + gzip.compress(text[1000:]))
+    else:
+        with pa.output_stream(tmp_path / "a.txt.zst", compression="zstd") as stream:
+            stream.write(text)
+    monkeypatch.setattr(counting, "_UNPACKED_BYTES", 1 << 20)
+    tracemalloc.start()
+    try:
+        found = count("list", tmp_path / f"a.txt{suffix}")
+        assert tracemalloc.get_traced_memory()[1] < 6 << 20
+    finally:
+        tracemalloc.stop()
+    assert not found.is_exact
+    if suffix == ".gz":
+        assert found.rows == pytest.approx(100_000, rel=0.3)
+    assert 10_000 < found.rows < 200_000  # of zstd it is not known to the byte how many were unpacked
+    monkeypatch.undo()
+    found = count("list", tmp_path / f"a.txt{suffix}")
+    assert (found.rows, found.is_exact) == (100_000, True)
+
+
 def test_parquet_is_told_by_its_metadata(tmp_path, monkeypatch):
     for n in range(6):
         table = pa.table({"url": [address(i) for i in range(100)], "image": [b"x" * 50] * 100})
@@ -81,6 +106,28 @@ def test_folders_are_listed_as_far_as_time_goes(tmp_path, monkeypatch):
     assert (found.rows, found.source) == (1, "at least: listed until time ran out")
 
 
+def test_links_of_a_folder_are_counted_as_they_are_read(tmp_path):
+    (tmp_path / "set/cat").mkdir(parents=True)
+    for name in ("set/1.jpg", "set/cat/2.jpg"):
+        (tmp_path / name).write_bytes(b"x" * 10)
+    for name, target in (("a", "."), ("b", "."), ("c", "."), ("cat/up", ".."), ("dog", "cat"), ("x.jpg", "gone")):
+        (tmp_path / "set" / name).symlink_to(target)
+    found = count("folder", tmp_path / "set")
+    assert (found.rows, found.picture_bytes, found.source) == (3, 10, "listed")
+    assert found.rows == len(source_files(SourceConfig(kind="folder", location=str(tmp_path / "set"))))
+
+
+def test_folders_without_pictures_take_no_longer(tmp_path, monkeypatch):
+    (tmp_path / "a/deep/deeper").mkdir(parents=True)
+    (tmp_path / "b").mkdir()
+    monkeypatch.setattr(counting, "_FIRST_ENTRY_S", -1)
+    found = count("folder", tmp_path)
+    assert (found.rows, found.source) == (0, "at least: listed until time ran out")
+    monkeypatch.undo()
+    with pytest.raises(ConfigError, match=r"^sources\.web\.location: .* holds no picture; "):
+        count("folder", tmp_path)
+
+
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
 def test_members_of_tars_are_counted(tmp_path, suffix):
     path = tmp_path / f"a.{suffix}"
@@ -92,6 +139,18 @@ def test_members_of_tars_are_counted(tmp_path, suffix):
                 tar.addfile(info, io.BytesIO(b"x" * size))
     found = count("tar", path)
     assert (found.rows, found.picture_bytes, found.is_exact) == (7, 100, True)
+
+
+def test_a_tar_whose_headers_lead_nowhere_is_one_line(tmp_path):
+    info = tarfile.TarInfo("x.jpg")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 5
+    nested = (info.tobuf(tarfile.GNU_FORMAT) + b"name\0" + bytes(507)) * 3000
+    info.type, info.size = tarfile.REGTYPE, -512
+    for stored in (nested, info.tobuf(tarfile.GNU_FORMAT)):
+        (tmp_path / "a.tar").write_bytes(stored + bytes(1024))
+        with pytest.raises(ConfigError, match=r"^sources\.web\.location: .*a\.tar' is no tar: .") as caught:
+            count("tar", tmp_path / "a.tar")
+        assert "\n" not in str(caught.value)
 
 
 def test_archives_are_told_by_their_first_pages(tmp_path):

@@ -101,6 +101,30 @@ def test_a_damaged_header_in_the_middle_is_an_error_and_no_end(tmp_path: Path):
         list(members(path))
 
 
+def headers_of(kind: bytes, data: bytes, size: int | None = None) -> bytes:
+    info = tarfile.TarInfo("x.jpg")
+    info.type, info.size = kind, len(data) if size is None else size
+    return info.tobuf(tarfile.GNU_FORMAT) + data + b"\0" * (-len(data) % 512)
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        headers_of(tarfile.GNUTYPE_LONGNAME, b"name\0") * 3000,
+        headers_of(tarfile.XHDTYPE, b"9" * 5000 + b" a=b\n"),
+        headers_of(tarfile.REGTYPE, b"", 1 << 70),
+        headers_of(tarfile.REGTYPE, b"", -512),
+        headers_of(b"?", b"", -512),
+    ],
+    ids=["nested", "pax", "huge", "negative", "negative of no kind"],
+)
+def test_headers_that_lead_nowhere_are_a_tar_error(tmp_path: Path, stored: bytes):
+    (tmp_path / "a.tar").write_bytes(stored + b"\0" * 1024)
+    with pytest.raises(TarError, match=r"^[^:]*a\.tar: [^:]") as caught:
+        list(members(tmp_path / "a.tar"))
+    assert str(caught.value).count("a.tar") == 1
+
+
 @pytest.mark.parametrize("mode", ["gz", "xz", "bz2"])
 def test_damaged_compression_is_a_tar_error(tmp_path: Path, mode: str):
     path = tmp_path / "a.tar"
