@@ -5,7 +5,9 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
@@ -13,7 +15,9 @@ from warcio.exceptions import ArchiveLoadFailed
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from curation.ingest import gzips
 from curation.ingest.archives import read_pages, read_records
+from curation.ingest.gzips import Members
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 
 PAGES = {
@@ -170,8 +174,6 @@ def test_a_folder_of_archives_and_what_is_none(tmp_path):
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "GZIP", "identity", "gzip, br"])
 def test_transfer_and_content_encodings(tmp_path, coding):
-    import zlib
-
     import brotli
 
     body = b"<img src=1.jpg>"
@@ -242,6 +244,34 @@ def test_reading_goes_on_behind_a_damaged_member(tmp_path):
     assert all(error.startswith("damaged record: ") for error in errors)
 
 
+@pytest.mark.parametrize("junk", [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x00"])
+def test_what_looks_like_members_is_passed_over_at_once(junk, monkeypatch):
+    tried = []
+
+    class Unpack:
+        error = zlib.error
+
+        def decompressobj(self, bits):
+            inner = zlib.decompressobj(bits)
+            return SimpleNamespace(
+                decompress=lambda data, most: tried.append(len(data)) or inner.decompress(data, most)
+            )
+
+    first, second = (warc_of({f"http://a.test/{n}": f"<img src={n}.jpg>"}) for n in (1, 2))
+    damaged = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03" + b"\xff" * 100
+    for before in (b"", b"x" * 1000):  # the member behind it stands at the end of a block, and elsewhere
+        warc = first + damaged + before + junk * (((1 << 20) - 150) // len(junk)) + second
+        members = Members(io.BytesIO(warc), lambda data: data.startswith(b"WARC/"))
+        assert members.readall().count(b"WARC/1.0") == 2
+        monkeypatch.setattr(gzips, "zlib", Unpack())
+        tried.clear()
+        assert members.resume()
+        monkeypatch.undo()
+        assert members.readall().count(b"WARC/1.0") == 2
+        assert sum(size > 1024 for size in tried) <= 2
+        assert len(tried) <= (len(warc) // 4 if len(junk) > 3 else 8)
+
+
 def test_reading_goes_on_behind_what_is_no_record(tmp_path):
     first, second = (warc_of({f"http://a.test/{n}": f"<img src={n}.jpg>"}, packed=False) for n in (1, 2))
     (tmp_path / "x.warc").write_bytes(first + b"junk\n" * 3 + b"\x00" * 200_000 + b"\n" + second)
@@ -292,8 +322,6 @@ def test_a_record_without_a_length_is_passed_over(length):
 
 
 def test_a_bomb_is_a_row():
-    import zlib
-
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = packer.compress(b"<img src=1.jpg>") + packer.compress(bytes(200 << 20)) + packer.flush()
     headers = [("Content-Type", "text/html"), ("Content-Encoding", "gzip")]
