@@ -25,6 +25,7 @@ class Members(io.RawIOBase):
         self._place = 0  # of the first byte of _data
         self._unpack: Any = None
         self._is_at_end = False
+        self.is_in_record = False  # set by who reads: then it ends before a member that begins another one
         self.damage: str | None = None
 
     def readable(self) -> bool:  # noqa: D102 - see io.RawIOBase
@@ -42,6 +43,8 @@ class Members(io.RawIOBase):
                 self._place += skipped - len(self._data)
                 if not self._data:
                     continue
+                if self.is_in_record and self._begins_another():
+                    break
                 self._unpack, self._start = zlib.decompressobj(31), self._place
             size = len(self._data)
             try:
@@ -57,6 +60,11 @@ class Members(io.RawIOBase):
                 view[: len(out)] = out
                 return len(out)
         return 0
+
+    def _begins_another(self) -> bool:
+        if len(self._data) < _PIECE_BYTES:
+            self._data += self._file.read(_PIECE_BYTES)
+        return self._is_member(memoryview(self._data)[:_PIECE_BYTES])
 
     def _fill(self) -> bool:
         self._data = self._file.read(_PIECE_BYTES)

@@ -272,6 +272,36 @@ def test_what_looks_like_members_is_passed_over_at_once(junk, monkeypatch):
         assert len(tried) <= (len(warc) // 4 if len(junk) > 3 else 8)
 
 
+def a_record(number, *, length=None):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<img src=%d.jpg>" % number
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/%d\r\nContent-Length: %d\r\n\r\n"
+    return head % (number, length or len(http)) + http + b"\r\n\r\n"
+
+
+def test_a_record_that_is_said_to_be_longer_ends_with_its_member(tmp_path):
+    cut = a_record(3)[:40]  # in its headers
+    records = [a_record(0), a_record(1, length=99_999_999), a_record(2), cut, *(a_record(n) for n in range(4, 54))]
+    (tmp_path / "x.warc.gz").write_bytes(b"".join(gzip.compress(record) for record in records))
+    rows = rows_of(tmp_path / "x.warc.gz")
+    good = [n for n in range(54) if n != 3]
+    assert [row.url for _, row in rows if row.error is None] == [f"http://a.test/{n}.jpg" for n in good]
+    assert [(place, row.page_url, row.error) for place, row in rows if row.error] == [
+        (2, "http://a.test/1", "damaged record: it is cut off"),
+        (4, None, "damaged record: its length is no number"),
+    ]
+
+
+def test_a_record_may_be_of_several_members(tmp_path):
+    data = b"".join(a_record(n) for n in range(20))
+    for size in (7, 100, 1000):
+        pieces = (data[at : at + size] for at in range(0, len(data), size))
+        (tmp_path / "x.warc.gz").write_bytes(b"".join(gzip.compress(piece) for piece in pieces))
+        rows = rows_of(tmp_path / "x.warc.gz")
+        assert [(place, row.url, row.error) for place, row in rows] == [
+            (n + 1, f"http://a.test/{n}.jpg", None) for n in range(20)
+        ]
+
+
 def test_reading_goes_on_behind_what_is_no_record(tmp_path):
     first, second = (warc_of({f"http://a.test/{n}": f"<img src={n}.jpg>"}, packed=False) for n in (1, 2))
     (tmp_path / "x.warc").write_bytes(first + b"junk\n" * 3 + b"\x00" * 200_000 + b"\n" + second)
