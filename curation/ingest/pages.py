@@ -130,6 +130,8 @@ class Findings:
             self.image(content)
         elif name == "robots":
             self._directives |= {word.strip().lower() for word in (content or "").split(",")} - {""}
+        elif name == TDM_RESERVATION and (content or "").strip() == "1":
+            self._directives.add(TDM_RESERVATION)
 
     def page(self, page_url: str, error: str | None) -> Page:
         """All of it.

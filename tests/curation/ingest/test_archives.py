@@ -144,6 +144,8 @@ def test_pictures_of_a_page_that_must_not_be_used_are_rows_that_say_so(tmp_path)
         (html, {"X-Robots-Tag": "noai"}, "noai"),
         (html, {"X-Robots-Tag": "otherbot: noai"}, None),
         (html, {"TDM-Reservation": "1"}, "tdm-reservation"),
+        (b"<meta name=TDM-Reservation content=' 1'>" + html, {}, "tdm-reservation"),
+        (b"<meta name=tdm-reservation content=0>" + html, {}, None),
         (b"<meta name=robots content=nofollow>" + html, {}, None),
     )
     out = io.BytesIO()

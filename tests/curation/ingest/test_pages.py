@@ -15,6 +15,7 @@ from curation.ingest.pages import (
     Link,
     largest_candidate,
     read_page,
+    said_no,
 )
 
 PAGE_URL = "http://a.test/blog/post.html"
@@ -113,6 +114,12 @@ def test_links_and_what_robots_are_told():
         Link("https://b.test/", False),
     )
     assert page.robots_directives == {"noindex", "nofollow", "noimageai"}
+    assert said_no(page.robots_directives) == "its page says noimageai"
+
+
+@pytest.mark.parametrize(("content", "said"), [("1", "its page says tdm-reservation"), ("0", None), ("", None)])
+def test_a_reservation_in_the_head_is_heeded_as_the_header_is(content, said):
+    assert said_no(page_of(f"<meta name=tdm-reservation content='{content}'>").robots_directives) == said
 
 
 @pytest.mark.parametrize(
