@@ -300,7 +300,8 @@ _TABLES = (
         root="run",
         kind="output",
         parts="task",
-        row="one line whose address an earlier line has, sorted by image_id; part = range of url_key",
+        row="the first line of a group of shards with an address that an earlier group has, sorted by image_id; part = "
+        "range of url_key",
         schema=_schema(_ID, ("first_id", pa.int64(), "least image_id with this address")),
         row_group_rows=4096,  # it is gathered by ranges of image_id
     ),
@@ -309,7 +310,7 @@ _TABLES = (
         root="run",
         kind="output",
         parts="group",
-        row="one row of url_repeats, sorted by image_id; part = group of shards",
+        row="one line whose address an earlier line has, sorted by image_id; part = group of shards",
         schema=_schema(_ID, ("first_id", pa.int64(), "least image_id with this address")),
         row_group_rows=4096,  # screened reads it by ranges of image_id
     ),

@@ -66,7 +66,7 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
     logging.getLogger("warcio").setLevel(logging.ERROR)  # it tells of every space in an address that it mends
     stream = Members(file, _begins_record) if file.read(len(GZIP)) == GZIP else None
     file.seek(0)
-    reader = _Lines(file if stream is None else io.BufferedReader(stream, _PIECE_BYTES))
+    reader = _Lines(file if stream is None else io.BufferedReader(stream, _PIECE_BYTES), stream)
     loader = ArcWarcRecordLoader(verify_http=False, arc2warc=False)
     place = 0
     while True:
@@ -76,17 +76,18 @@ def read_records(file: BinaryIO) -> Iterator[tuple[int, ArcWarcRecord | str]]:
                 continue
             if _RECORD.match(line):
                 place += 1
-                reader.lines_left = _MAX_HEADERS
+                reader.begin_record()
                 try:
                     record = loader.parse_record_stream(reader, line, None, no_record_parse=True)
                 except (ArchiveLoadFailed, EOFError, ValueError):
                     yield place, "its header cannot be read"
                     in_order = False
+                    reader.end_record()
                     continue
-                finally:
-                    reader.lines_left = None
+                reader.lines_left = None
                 yield place, record
                 _skip(record)
+                reader.end_record()
                 in_order = _length_of(record) is not None
             elif in_order:
                 place += 1
@@ -189,12 +190,28 @@ def _of_response(block: bytes, url: str) -> Page | None:
 
 
 class _Lines:
-    """A stream whose lines, and headers, have an end: a line without is cut into pieces."""
+    """A stream whose lines, headers and records have an end, whatever they say.
 
-    def __init__(self, stream: BinaryIO) -> None:
+    A line without one is cut into pieces; a record of a gzip member ends where the next member begins another record.
+    """
+
+    def __init__(self, stream: BinaryIO, members: Members | None) -> None:
         self._stream = stream
+        self._members = members
         self.read = stream.read
         self.lines_left: int | None = None  # while headers are read
+
+    def begin_record(self) -> None:
+        """What follows is of one record, its headers first."""
+        self.lines_left = _MAX_HEADERS
+        if self._members is not None:
+            self._members.is_in_record = True
+
+    def end_record(self) -> None:
+        """What follows is of no record."""
+        self.lines_left = None
+        if self._members is not None:
+            self._members.is_in_record = False
 
     def readline(self, num_bytes: int | None = None) -> bytes:
         if self.lines_left is not None:

@@ -31,7 +31,8 @@ from training.config import ConfigError
 _NAME = re.compile(r"[a-z0-9_.-]+")
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 _NEVER = re.compile(r"[^!-~]|[][*^|\\<>\"{}`]")  # no canonical path has these; but *, which is meant as a wildcard
-_COMMENT = re.compile(r"(?:^|\s)#.*|#(?![#@?$%]).*")  # a.test##.ad is a rule of another syntax, a.test # ad is not
+# a.test##.ad is a rule of another syntax, a.test # ad is not. Right behind a path stands a fragment, no comment.
+_COMMENT = re.compile(r"(?:^|\s)#.*|^([^/#]*)#(?![#@?$%]).*")
 _HOSTS = "give hosts or domains, without scheme, port and path"
 _ALLOWED = (
     "allowed are HOST or DOMAIN, HOST/PATH, SCHEME://HOST/PATH, a part of an address that begins with /, or a line of "
@@ -208,7 +209,7 @@ def _entries(key: str, path: str) -> Iterator[Entry]:
     except UnicodeDecodeError:
         raise ConfigError(_unreadable(key, path, "not UTF-8 text")) from None
     for number, line in enumerate(lines, start=1):
-        first, *names = _COMMENT.sub("", line).split() or [""]
+        first, *names = _COMMENT.sub(r"\1", line).split() or [""]
         try:
             if names and _is_ip(first):
                 yield from (_entry_of_hosts_file(name) for name in names)
@@ -228,6 +229,8 @@ def _entry_of_hosts_file(name: str) -> Entry:
 def _entry(text: str, *, is_part: bool) -> Entry:
     """The rule that a text is; ``is_part``: where it is neither an address nor a host with a path."""
     host, slash, path = text.partition("/")
+    if slash and "#" in text:
+        raise ValueError("no rule can name a fragment (#…), no server is told it; a comment has a space before its #")
     if _SCHEME.match(text):
         if "*" in text:
             raise ValueError("* is no wildcard here; an address covers all that begin with it")

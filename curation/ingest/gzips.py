@@ -10,6 +10,8 @@ from typing import Any, BinaryIO
 GZIP = b"\x1f\x8b\x08"  # what a member begins with
 _PIECE_BYTES = 1 << 16
 _SEARCH_BYTES = 1 << 20
+_TRY_BYTES = 1 << 10  # of a member that may be none; it holds more than its header
+_RESERVED_FLAGS, _EXTRA_FLAG = 0xE0, 0x04  # RFC 1952, section 2.3.1
 
 
 class Members(io.RawIOBase):
@@ -23,6 +25,7 @@ class Members(io.RawIOBase):
         self._place = 0  # of the first byte of _data
         self._unpack: Any = None
         self._is_at_end = False
+        self.is_in_record = False  # set by who reads: then it ends before a member that begins another one
         self.damage: str | None = None
 
     def readable(self) -> bool:  # noqa: D102 - see io.RawIOBase
@@ -40,6 +43,8 @@ class Members(io.RawIOBase):
                 self._place += skipped - len(self._data)
                 if not self._data:
                     continue
+                if self.is_in_record and self._begins_another():
+                    break
                 self._unpack, self._start = zlib.decompressobj(31), self._place
             size = len(self._data)
             try:
@@ -55,6 +60,11 @@ class Members(io.RawIOBase):
                 view[: len(out)] = out
                 return len(out)
         return 0
+
+    def _begins_another(self) -> bool:
+        if len(self._data) < _PIECE_BYTES:
+            self._data += self._file.read(_PIECE_BYTES)
+        return self._is_member(memoryview(self._data)[:_PIECE_BYTES])
 
     def _fill(self) -> bool:
         self._data = self._file.read(_PIECE_BYTES)
@@ -76,24 +86,31 @@ class Members(io.RawIOBase):
     def _next_member(self, start: int) -> int | None:
         self._file.seek(start)
         held = b""
-        while block := self._file.read(_SEARCH_BYTES):
+        while True:
+            block = self._file.read(_SEARCH_BYTES)
             held += block
-            place = -1
-            while (place := held.find(GZIP, place + 1)) >= 0:
-                if self._is_member(start + place, held[place : place + _PIECE_BYTES]):
+            end = max(0, len(held) - _PIECE_BYTES) if block else len(held)  # a member behind it may not be here yet
+            view = memoryview(held)
+            place = held.find(GZIP)
+            while 0 <= place < end:
+                if self._is_member(view[place : place + _PIECE_BYTES]):
                     return start + place
-            keep = len(GZIP) - 1
-            start += max(0, len(held) - keep)
-            held = held[-keep:]
-        return None
+                place = held.find(GZIP, place + 1)
+            if not block:
+                return None
+            start, held = start + end, held[end:]
 
-    def _is_member(self, place: int, data: bytes) -> bool:
-        if len(data) < 1024:  # it begins at the end of a block
-            here = self._file.tell()
-            self._file.seek(place)
-            data = self._file.read(_PIECE_BYTES)
-            self._file.seek(here)
-        try:
-            return self._is_wanted(zlib.decompressobj(31).decompress(data, _PIECE_BYTES))
-        except zlib.error:
+    def _is_member(self, data: memoryview) -> bool:
+        """Whether a wanted member begins here; most places that look like one are none, and that is seen at once."""
+        if len(data) < 12 or data[3] & _RESERVED_FLAGS:
             return False
+        if data[3] & _EXTRA_FLAG and int.from_bytes(data[10:12], "little") > _TRY_BYTES:
+            return False
+        for size in (_TRY_BYTES, _PIECE_BYTES):
+            try:
+                out = zlib.decompressobj(31).decompress(data[:size], size)
+            except zlib.error:
+                return False
+            if not out or b"\n" in out or size >= len(data):
+                return bool(out) and self._is_wanted(out)
+        return self._is_wanted(out)  # it begins with a long line

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
 
+from curation.ingest.csvs import Records
 from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, batch_values, broken_row, open_parquet
 from training.config import ConfigError
 from training.data.files import open_file
@@ -65,7 +66,7 @@ def list_header(path: str) -> list[str] | None:
             if suffix == ".json":
                 _array_start(path, _text(stream))
                 return None
-            return next(csv.reader(_text(stream), delimiter="," if suffix == ".csv" else "\t"), [])
+            return Records(_text(stream), "," if suffix == ".csv" else "\t").header
     except (csv.Error, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"location: {path!r} is no {suffix[1:]} file: {error}") from None
 
@@ -95,18 +96,12 @@ def _read_txt(path: str) -> Lines:
 
 def _read_csv(path: str, columns: Mapping[str, str], delimiter: str) -> Lines:
     with _open(path) as file:
-        reader = csv.reader(_text(file), delimiter=delimiter)
-        header = next(reader, [])
-        while True:
-            place = reader.line_num + 1  # a row in quotes may be several lines
-            try:
-                cells = next(reader)
-            except StopIteration:
-                return
-            except csv.Error as error:
-                yield place, broken_row(f"not csv: {error}")
-                continue
-            yield place, address_row(dict(zip(header, cells, strict=False)), columns)
+        records = Records(_text(file), delimiter, columns.get("url"))
+        for place, cells in records:
+            if isinstance(cells, str):
+                yield place, broken_row(f"not csv: {cells}")
+            else:
+                yield place, address_row(dict(zip(records.header, cells, strict=False)), columns)
 
 
 def _read_jsonl(path: str, columns: Mapping[str, str]) -> Lines:

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 from urllib.parse import urljoin
 
+from curation.ingest.address import address_error
 from curation.ingest.encoding import texts
 from curation.ingest.robots import OPT_OUT_DIRECTIVES, TDM_RESERVATION, opt_out
 from curation.ingest.rows import SourceRow, address_row, broken_row
@@ -26,6 +27,9 @@ _HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 _PIECE_BYTES = 1 << 16  # what is unfinished is looked at again with each
 _SPACE = " \t\n\r\f"
 _LINE_ENDS = str.maketrans("", "", "\t\n\r")
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]*:", re.IGNORECASE)
+_HTTP = re.compile(r"https?:", re.IGNORECASE)
+_PATH_END = re.compile(r"[?#]")
 _CANDIDATE = re.compile(r"[\s,]*([^\s,]\S*)")
 _IMAGE_METAS = frozenset(("og:image", "og:image:url", "og:image:secure_url", "twitter:image", "twitter:image:src"))
 
@@ -130,6 +134,8 @@ class Findings:
             self.image(content)
         elif name == "robots":
             self._directives |= {word.strip().lower() for word in (content or "").split(",")} - {""}
+        elif name == TDM_RESERVATION and (content or "").strip() == "1":
+            self._directives.add(TDM_RESERVATION)
 
     def page(self, page_url: str, error: str | None) -> Page:
         """All of it.
@@ -138,7 +144,7 @@ class Findings:
             page_url: where the page is.
             error: why it was not read to its end.
         """
-        base = page_url if self.base is None else _absolute(page_url, self.base)
+        base = page_url if self.base is None else _base(page_url, self.base)
         images: dict[str, str | None] = {}
         for address, alt_text in self._images.items():
             url = _absolute(base, address)
@@ -191,8 +197,18 @@ def _descriptor(descriptors: str, unit: str, default: float) -> float:
     return default
 
 
+def _base(page_url: str, address: str) -> str:
+    """What addresses of a page are relative to: as in browsers no base of another scheme, nor one that is none."""
+    base = _absolute(page_url, address)
+    return base if _HTTP.match(base) and address_error(base) is None else page_url
+
+
 def _absolute(base: str, address: str) -> str:
     address = address.strip(_SPACE).translate(_LINE_ENDS)
+    if _HTTP.match(address) or not _SCHEME.match(address):  # a backslash is a slash there (WHATWG URL, 4.4)
+        end = _PATH_END.search(address)
+        path = address if end is None else address[: end.start()]
+        address = path.replace("\\", "/") + address[len(path) :]
     try:
         return urljoin(base, address)
     except ValueError:  # no address; screening says so

@@ -3,8 +3,9 @@
 ``screen_keys`` judges each line on its own, once, and gives those that pass the 64-bit key of their address. Equal
 addresses are then found without holding them all: ``url_order`` holds the keys of some shards in order, a task of
 ``url_repeats`` reads one range of keys out of all parts, and ``url_duplicates`` brings what was found back to the order
-of lines. The least id of a key wins. Each key is sorted once and read once, in tasks of bounded memory, however many
-lines there are, and a list that is appended sorts only its own shards and those of the last group.
+of lines. The least id of a key wins. Between groups a key counts once a group, however many of its lines have it, so
+that ranges are of even size and tasks of bounded memory also where one address fills the lists. A list that is appended
+sorts only its own shards and those of the last group.
 """
 
 from __future__ import annotations
@@ -216,17 +217,30 @@ def repeats_of_range(io: TaskIO, *, groups: list[int], buckets: list[int]) -> pa
     all_keys, all_ids = [np.empty(0, np.uint64)], [np.empty(0, np.int64)]
     for group in groups:
         table = io.read(io.part("url_order", group), ["url_key", "image_id"], within=within)
-        all_keys.append(table["url_key"].to_numpy())
-        all_ids.append(table["image_id"].to_numpy())
+        keys, firsts = np.unique(table["url_key"].to_numpy(), return_index=True)  # of each key its least id
+        all_keys.append(keys)
+        all_ids.append(table["image_id"].to_numpy()[firsts])
     columns = repeats(np.concatenate(all_keys), np.concatenate(all_ids))
     return pa.table(columns, schema=TABLES["url_repeats"].schema)
 
 
 def repeats_of_lines(io: TaskIO, *, shards: list[int], ranges: list[int]) -> pa.Table:
-    """One part of ``url_duplicates``: the repeats of a group of shards, read by ranges of ids, 16 bytes each."""
+    """One part of ``url_duplicates``: lines of a group of shards whose key an earlier line of it has, or another group.
+
+    What other groups have is read by ranges of ids.
+    """
+    schema = TABLES["url_duplicates"].schema
+    order = io.read(io.part("url_order", shards[0]), ["url_key", "image_id"])
+    later, firsts = repeats(order["url_key"].to_numpy(), order["image_id"].to_numpy())
     within = ("image_id", *id_range(shards[0], shards[-1]))
     found = [io.read(io.part("url_repeats", index), within=within) for index in ranges]
-    return pa.concat_tables([TABLES["url_duplicates"].schema.empty_table(), *found]).sort_by("image_id")
+    elsewhere = pa.concat_tables([schema.empty_table(), *found]).sort_by("image_id")
+    ids, before = (elsewhere[name].to_numpy() for name in ("image_id", "first_id"))
+    if len(ids):  # the first of the group may be none of all
+        at = np.minimum(np.searchsorted(ids, firsts), len(ids) - 1)
+        firsts = np.where(ids[at] == firsts, before[at], firsts)
+    here = pa.table([later, firsts], schema=schema)
+    return pa.concat_tables([elsewhere, here]).sort_by("image_id")
 
 
 class UrlDuplicates(GlobalStage):
@@ -234,7 +248,7 @@ class UrlDuplicates(GlobalStage):
 
     name = "url_duplicates"
     section = "screen"
-    version = 2
+    version = 3
     reads = ("url_keys",)
     writes: ClassVar[tuple[str, ...]] = ("url_duplicates", "url_repeats", "url_order")
     config: ScreenConfig
@@ -266,10 +280,10 @@ class UrlDuplicates(GlobalStage):
                 Task(
                     function=repeats_of_lines,
                     args={"shards": shards, "ranges": [part.index for part in found]},
-                    reads=found,
+                    reads=(part, *found),
                     writes=context.part("url_duplicates", shards[0]),
                 )
-                for shards in groups
+                for shards, part in zip(groups, order, strict=True)
             ]
         )
 

@@ -5,7 +5,9 @@ import io
 import json
 import re
 import tarfile
+import zlib
 from html.parser import HTMLParser
+from types import SimpleNamespace
 
 import pytest
 from warcio.archiveiterator import ArchiveIterator
@@ -13,7 +15,9 @@ from warcio.exceptions import ArchiveLoadFailed
 from warcio.statusandheaders import StatusAndHeaders
 from warcio.warcwriter import WARCWriter
 
+from curation.ingest import gzips
 from curation.ingest.archives import read_pages, read_records
+from curation.ingest.gzips import Members
 from curation.ingest.rows import SourceRow
 from curation.ingest.sources import SourceConfig, check_source, read_lines
 
@@ -141,6 +145,8 @@ def test_pictures_of_a_page_that_must_not_be_used_are_rows_that_say_so(tmp_path)
         (html, {"X-Robots-Tag": "noai"}, "noai"),
         (html, {"X-Robots-Tag": "otherbot: noai"}, None),
         (html, {"TDM-Reservation": "1"}, "tdm-reservation"),
+        (b"<meta name=TDM-Reservation content=' 1'>" + html, {}, "tdm-reservation"),
+        (b"<meta name=tdm-reservation content=0>" + html, {}, None),
         (b"<meta name=robots content=nofollow>" + html, {}, None),
     )
     out = io.BytesIO()
@@ -171,8 +177,6 @@ def test_a_folder_of_archives_and_what_is_none(tmp_path):
 
 @pytest.mark.parametrize("coding", ["gzip", "br", "deflate", "GZIP", "identity", "gzip, br"])
 def test_transfer_and_content_encodings(tmp_path, coding):
-    import zlib
-
     import brotli
 
     body = b"<img src=1.jpg>"
@@ -243,6 +247,64 @@ def test_reading_goes_on_behind_a_damaged_member(tmp_path):
     assert all(error.startswith("damaged record: ") for error in errors)
 
 
+@pytest.mark.parametrize("junk", [b"\x1f\x8b\x08", b"\x1f\x8b\x08\x00"])
+def test_what_looks_like_members_is_passed_over_at_once(junk, monkeypatch):
+    tried = []
+
+    class Unpack:
+        error = zlib.error
+
+        def decompressobj(self, bits):
+            inner = zlib.decompressobj(bits)
+            return SimpleNamespace(
+                decompress=lambda data, most: tried.append(len(data)) or inner.decompress(data, most)
+            )
+
+    first, second = (warc_of({f"http://a.test/{n}": f"<img src={n}.jpg>"}) for n in (1, 2))
+    damaged = b"\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03" + b"\xff" * 100
+    for before in (b"", b"x" * 1000):  # the member behind it stands at the end of a block, and elsewhere
+        warc = first + damaged + before + junk * (((1 << 20) - 150) // len(junk)) + second
+        members = Members(io.BytesIO(warc), lambda data: data.startswith(b"WARC/"))
+        assert members.readall().count(b"WARC/1.0") == 2
+        monkeypatch.setattr(gzips, "zlib", Unpack())
+        tried.clear()
+        assert members.resume()
+        monkeypatch.undo()
+        assert members.readall().count(b"WARC/1.0") == 2
+        assert sum(size > 1024 for size in tried) <= 2
+        assert len(tried) <= (len(warc) // 4 if len(junk) > 3 else 8)
+
+
+def a_record(number, *, length=None):
+    http = b"HTTP/1.1 200 OK\r\nContent-Type: text/html\r\n\r\n<img src=%d.jpg>" % number
+    head = b"WARC/1.0\r\nWARC-Type: response\r\nWARC-Target-URI: http://a.test/%d\r\nContent-Length: %d\r\n\r\n"
+    return head % (number, length or len(http)) + http + b"\r\n\r\n"
+
+
+def test_a_record_that_is_said_to_be_longer_ends_with_its_member(tmp_path):
+    cut = a_record(3)[:40]  # in its headers
+    records = [a_record(0), a_record(1, length=99_999_999), a_record(2), cut, *(a_record(n) for n in range(4, 54))]
+    (tmp_path / "x.warc.gz").write_bytes(b"".join(gzip.compress(record) for record in records))
+    rows = rows_of(tmp_path / "x.warc.gz")
+    good = [n for n in range(54) if n != 3]
+    assert [row.url for _, row in rows if row.error is None] == [f"http://a.test/{n}.jpg" for n in good]
+    assert [(place, row.page_url, row.error) for place, row in rows if row.error] == [
+        (2, "http://a.test/1", "damaged record: it is cut off"),
+        (4, None, "damaged record: its length is no number"),
+    ]
+
+
+def test_a_record_may_be_of_several_members(tmp_path):
+    data = b"".join(a_record(n) for n in range(20))
+    for size in (7, 100, 1000):
+        pieces = (data[at : at + size] for at in range(0, len(data), size))
+        (tmp_path / "x.warc.gz").write_bytes(b"".join(gzip.compress(piece) for piece in pieces))
+        rows = rows_of(tmp_path / "x.warc.gz")
+        assert [(place, row.url, row.error) for place, row in rows] == [
+            (n + 1, f"http://a.test/{n}.jpg", None) for n in range(20)
+        ]
+
+
 def test_reading_goes_on_behind_what_is_no_record(tmp_path):
     first, second = (warc_of({f"http://a.test/{n}": f"<img src={n}.jpg>"}, packed=False) for n in (1, 2))
     (tmp_path / "x.warc").write_bytes(first + b"junk\n" * 3 + b"\x00" * 200_000 + b"\n" + second)
@@ -293,8 +355,6 @@ def test_a_record_without_a_length_is_passed_over(length):
 
 
 def test_a_bomb_is_a_row():
-    import zlib
-
     packer = zlib.compressobj(9, zlib.DEFLATED, 31)
     bomb = packer.compress(b"<img src=1.jpg>") + packer.compress(bytes(200 << 20)) + packer.flush()
     headers = [("Content-Type", "text/html"), ("Content-Encoding", "gzip")]

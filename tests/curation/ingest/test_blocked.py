@@ -99,6 +99,14 @@ def test_paths_order_and_comments_are_of_no_matter(tmp_path):
     assert first.digest == second.digest != read(tmp_path, "a.test\n", "3").digest
 
 
+def test_comments_behind_rules(tmp_path):
+    plain = read(tmp_path, "a.test\nb.test/x/\nhttps://c.test/\n/ad/\n0.0.0.0 d.test\n", "1")
+    told = (
+        "a.test#x ## y\nb.test/x/ # https://a/#b\nhttps://c.test/\t#/x\n/ad/ ##\n0.0.0.0 d.test#http://x/#y\n #\n#/z#\n"
+    )
+    assert read(tmp_path, f"{told} #\n#/z#\n", "2").entries == plain.entries
+
+
 @pytest.mark.parametrize("name", ["co.uk", "github.io", "com", "ck", "GitHub.io.", "github.io/x", "公司.cn"])
 def test_a_bare_public_suffix_is_an_error(tmp_path, name):
     with pytest.raises(ConfigError, match=rf"list\.txt line 2: got '{re.escape(name)}': a public suffix, below which"):
@@ -140,6 +148,14 @@ def test_a_bare_public_suffix_is_an_error(tmp_path, name):
         ("/", "every address has such a part"),
         ("//", "every address has such a part"),
         (".", "no host"),
+        (
+            "https://ipfs.io/#/abc",
+            r"no rule can name a fragment \(#…\), no server is told it; a comment has",
+        ),
+        ("https://ipfs.io/##x", "no rule can name a fragment"),
+        ("https://ipfs.io#x", "no rule can name a fragment"),
+        ("ipfs.io/#/abc # a comment", "no rule can name a fragment"),
+        ("/ads/#top", "no rule can name a fragment"),
     ],
 )
 def test_other_syntax_is_an_error_that_names_the_line(tmp_path, line, why):
@@ -157,6 +173,7 @@ def test_other_syntax_is_an_error_that_names_the_line(tmp_path, line, why):
         ("screen.blocked_hosts", "", "no host"),
         ("screen.blocked_urls", "", "every address has such a part"),
         ("screen.blocked_urls", "://", "every address has such a part"),
+        ("screen.blocked_urls", "https://ipfs.io/#/abc", "no rule can name a fragment"),
         ("screen.blocked_urls", "a b", "no address has such a part"),
     ],
 )

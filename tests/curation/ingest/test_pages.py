@@ -15,6 +15,7 @@ from curation.ingest.pages import (
     Link,
     largest_candidate,
     read_page,
+    said_no,
 )
 
 PAGE_URL = "http://a.test/blog/post.html"
@@ -58,6 +59,18 @@ def images_of(html, **values):
         ]),
         ("<img src=1.jpg><base href='/other/'><base href='/third/'>", [("http://a.test/other/1.jpg", None)]),
         ("<base href='http://b.test'><img src=1.jpg>", [("http://b.test/1.jpg", None)]),
+        *(
+            (f"<base href='{base}'><base href=/b/><img src=1.jpg>", [("http://a.test/blog/1.jpg", None)])
+            for base in ("data:text/html,x", "javascript:0", "ftp://b.test/", "http://[::1/", "http:", "about:blank")
+        ),
+        (r"<base href='HTTPS:\\b.test\c\d'><img src=1.jpg>", [("https://b.test/c/1.jpg", None)]),
+        (r"<img src='\x\1.jpg?a=\b#\c'><img src='..\2.jpg'><img src='\\b.test\3.jpg'><img src='x?\4'>", [
+            (r"http://a.test/x/1.jpg?a=\b#\c", None), ("http://a.test/2.jpg", None), ("http://b.test/3.jpg", None),
+            (r"http://a.test/blog/x?\4", None),
+        ]),
+        (r"<img src='http:\\b.test\1.jpg#?\'><img src='ftp://b.test/a\b'>", [
+            ("http://b.test/1.jpg#?\\", None), (r"ftp://b.test/a\b", None),
+        ]),
         ("<!-- <img src=1.jpg> --><script>'<img src=2.jpg>'</script><noscript><img src=3.jpg></noscript>", [
             ("http://a.test/blog/3.jpg", None),
         ]),
@@ -113,6 +126,12 @@ def test_links_and_what_robots_are_told():
         Link("https://b.test/", False),
     )
     assert page.robots_directives == {"noindex", "nofollow", "noimageai"}
+    assert said_no(page.robots_directives) == "its page says noimageai"
+
+
+@pytest.mark.parametrize(("content", "said"), [("1", "its page says tdm-reservation"), ("0", None), ("", None)])
+def test_a_reservation_in_the_head_is_heeded_as_the_header_is(content, said):
+    assert said_no(page_of(f"<meta name=tdm-reservation content='{content}'>").robots_directives) == said
 
 
 @pytest.mark.parametrize(

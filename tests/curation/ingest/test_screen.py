@@ -1,7 +1,9 @@
+import tracemalloc
+
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from curation.ingest import screen as screening
@@ -14,6 +16,7 @@ from curation.ingest.screen import (
     UrlDuplicates,
     num_ranges_of,
     repeats,
+    repeats_of_range,
     url_keys,
 )
 from curation.schema import TABLES, Part, image_ids
@@ -238,6 +241,51 @@ def test_ranges_and_groups_change_no_duplicate(memory_io, monkeypatch):
         table = memory_io.read(part)
         assert table["url_key"].to_numpy().tolist() == sorted(table["url_key"].to_numpy().tolist())
         assert [key >> 48 for key in table["url_key"].to_pylist()] == table["bucket"].to_pylist()
+
+
+def duplicates_of(io, shards, *, rows_in_group, num_ranges=4):
+    """What the stage finds among keys by shard: id and first id; and how many rows are compared between groups."""
+    for shard, keys in enumerate(shards):
+        columns = [image_ids(shard, len(keys)), pa.nulls(len(keys), pa.string()), pa.array(keys, pa.uint64())]
+        io.tables["url_keys", shard] = pa.table(columns, schema=TABLES["url_keys"].schema)
+    num_keys = sum(len(keys) for keys in shards)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(screening, "_ROWS_IN_GROUP", rows_in_group)
+        patch.setattr(screening, "_BYTES_OF_KEY", max(1, num_ranges * 1_000_000 // max(1, num_keys)))
+        planner = Planner(io, list(range(len(shards))))
+        UrlDuplicates(ScreenConfig(memory_mb=1)).run(planner, planner.map)
+    found = [row for part in io.parts("url_duplicates") for row in io.read(part).to_pylist()]
+    num_repeats = sum(io.read(part).num_rows for part in io.parts("url_repeats"))
+    return [(row["image_id"], row["first_id"]) for row in found], num_repeats
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.lists(st.lists(st.sampled_from([n << 62 | n for n in range(4)] + [1, 2, 3]), max_size=9), max_size=9),
+    st.integers(1, 20),
+)
+def test_duplicates_against_a_dictionary(memory_io, shards, rows_in_group):
+    memory_io.tables.clear()
+    seen, expected = {}, []
+    for shard, keys in enumerate(shards):
+        for row, key in enumerate(keys):
+            image_id = shard * 1_000_000 + row
+            if seen.setdefault(key, image_id) != image_id:
+                expected.append((image_id, seen[key]))
+    assert duplicates_of(memory_io, shards, rows_in_group=rows_in_group)[0] == expected
+
+
+def test_one_address_on_all_lines_takes_no_memory_between_groups(memory_io):
+    num_shards, rows = 16, 50_000
+    found, num_repeats = duplicates_of(memory_io, [np.full(rows, 7)] * num_shards, rows_in_group=rows)
+    assert [row[0] for row in found] == [s * 1_000_000 + n for s in range(num_shards) for n in range(rows)][1:]
+    assert {row[1] for row in found} == {0}
+    assert num_repeats == num_shards - 1
+    tracemalloc.start()
+    repeats_of_range(memory_io, groups=list(range(num_shards)), buckets=[0, 1 << 16])
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 78 * 2 * rows  # 78 bytes a line were 62 MB
 
 
 # One line at a time, as simply as it can be said: what Rules.judge says of all at once.

@@ -98,6 +98,62 @@ def test_csv_and_jsonl_that_are_damaged_inside(tmp_path):
     assert errors == [None, "not json", "empty line", "empty line", "not utf-8", "not utf-8", "no scheme"]
 
 
+def a_list_of_captions(num, delimiter, captions):
+    """Address and caption by line, as a program writes them that knows no quotes."""
+    texts = (captions.get(n, f"caption {n}") for n in range(num))
+    return "".join(f"http://a.test/{n}.jpg{delimiter}{text}\n" for n, text in enumerate(texts))
+
+
+@pytest.mark.parametrize(("suffix", "delimiter"), [(".csv", ","), (".tsv", "\t")])
+@pytest.mark.parametrize(
+    "captions",
+    [
+        {3000: '"a stray quote'},  # csv gives up a cell of 131,072 letters in the middle of a line
+        {19_500: '"closed by nothing'},
+        {50: '"a stray quote', 60: '"another'},
+        {50: '"a stray quote', 60: 'a plank of 5"', 61: '"', 19_999: '"the last'},
+        {50: '"a stray quote', 51: 'a plank of 5"', 52: 'says "hi"', 53: '""', 54: '"'},
+    ],
+)
+def test_a_quote_that_is_not_closed_takes_no_other_line(tmp_path, suffix, delimiter, captions):
+    path = tmp_path / f"a{suffix}"
+    path.write_text(f"url{delimiter}alt_text\n" + a_list_of_captions(20_000, delimiter, captions))
+    lines = lines_of(path)
+    assert [(line.file_line, line.row.url, line.row.error) for line in lines] == [
+        (n + 2, f"http://a.test/{n}.jpg", None) for n in range(20_000)
+    ]
+    stray = {n: text for n, text in captions.items() if text != '""'}
+    assert {n: lines[n].row.alt_text for n in stray} == stray
+
+
+def test_a_cell_of_many_lines_beside_a_stray_quote(tmp_path):
+    text = 'alt_text,url\n"two\nlines",http://a.test/1\n"""a"" cat, "http://a.test/2,\nb,http://a.test/3\n'
+    path = tmp_path / "a.csv"
+    path.write_text(text + '"a, b,http://x/\n' + "y\n" * 2000 + '",http://a.test/4\nc,http://a.test/5\n')
+    rows = [(line.file_line, *line.row[:1], *line.row[3:6:2]) for line in lines_of(path)]
+    assert rows[:4] == [
+        (2, "http://a.test/1", "two\nlines", None),
+        (4, None, '"a" cat, http://a.test/2', "empty line"),
+        (5, "http://a.test/3", "b", None),
+        (6, None, None, "not csv: a quote that is not closed"),
+    ]
+    assert [row[0] for row in rows] == [2, *range(4, 2009)]
+    assert rows[-2:] == [(2007, "http://a.test/4", '"', None), (2008, "http://a.test/5", "c", None)]
+
+
+def test_an_address_in_quotes_takes_no_other(tmp_path):
+    (tmp_path / "a.csv").write_text('url,alt_text\n"http://a.test/1,x\nhttp://a.test/2,y\nhttp://a.test/3",z\n')
+    lines = lines_of(tmp_path / "a.csv")
+    assert [(line.file_line, line.row.url) for line in lines][1] == (3, "http://a.test/2")
+    assert [line.file_line for line in lines] == [2, 3, 4]
+
+
+def test_a_header_with_a_stray_quote_is_named(tmp_path):
+    (tmp_path / "a.csv").write_text('"url,alt_text\n' + a_list_of_captions(20_000, ",", {}))
+    with pytest.raises(ConfigError, match=r"has no column 'url'; its columns: \"url, alt_text$"):
+        rows_of(tmp_path / "a.csv")
+
+
 @pytest.mark.parametrize("packed", [".gz", ".zst"])
 def test_packed_lists_of_several_pieces_and_cut_off(tmp_path, packed):
     lines = [f"http://a.test/{n}.jpg\n" for n in range(20_000)]
