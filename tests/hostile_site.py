@@ -297,6 +297,12 @@ def cases() -> dict[str, Case]:
         "retry-after-date": _ends("rate_limited", "http_5xx")(
             _headed("Retry-After: Wed, 21 Oct 99999 07:28:00 GMT", status="503 No")
         ),
+        "retry-after-year": _ends("rate_limited")(
+            _headed("Retry-After: Wed, 21 Oct 99999999999 07:28:00 GMT", status="429 No")
+        ),
+        "retry-after-zone": _ends("rate_limited")(
+            _headed("Retry-After: Wed, 21 Oct 2026 07:28:00 +9999999999999", status="503 No")
+        ),
         "header-flood": _ends("connection")(_endless(_OK, b"".join(b"X-%d: y\r\n" % n for n in range(5000)))),
         "header-line": _ends("connection")(_endless(_OK + b"X: ", b"y" * 65536)),
         "long-location": _ends("connection", "bad_url")(_headed("Location: /" + "x" * 1_000_000, status="302 Found")),

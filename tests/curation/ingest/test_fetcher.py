@@ -112,6 +112,8 @@ def test_retry_after_values():
     assert retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=100))) == pytest.approx(100, abs=3)
     assert retry_after_s(format_datetime(datetime.now(UTC) - timedelta(seconds=100))) == 0
     assert retry_after_s("soon") is None
+    for odd in ("Wed, 21 Oct 99999999999 07:28:00 GMT", "Wed, 21 Oct 2026 07:28:00 +9999999999999"):
+        assert retry_after_s(odd) is None
     assert retry_after_s(None) is None
 
 
