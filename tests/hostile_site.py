@@ -69,6 +69,7 @@ FORBIDDEN = (
     "http://[fec0::1]/",
     "http://[ff02::1]/",
     "http://[2001:db8::1]/",
+    "http://[64:ff9b:]/x.png",
     "http://localhost/",
     "http://LOCALHOST./",
     "http://user:pass@127.0.0.1/",

@@ -6,6 +6,7 @@ Redirects are followed here, hop by hop, so that robots.txt and the guard see ea
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 import zlib
 from collections.abc import Awaitable, Callable
@@ -456,9 +457,13 @@ def _place(text: str, base: URL | None = None) -> URL | None:
     from yarl import URL
 
     try:
-        return URL(text) if base is None else base.join(URL(text)).with_fragment(None)
+        place = URL(text) if base is None else base.join(URL(text)).with_fragment(None)
+        host, _ = place.raw_host or "", place.port  # looked at only now, and again later
+        if ":" in host:  # yarl takes `http://[64:ff9b:]/`, and forgets its brackets
+            ipaddress.IPv6Address(host)
     except (ValueError, IndexError):  # yarl trips over `http://[x]@/`
         return None
+    return place
 
 
 def _coding(response: ClientResponse) -> str:
