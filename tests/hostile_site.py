@@ -246,6 +246,10 @@ _OK = b"HTTP/1.1 200 OK\r\n"
 _DENY_ALL = b"User-agent: *\nDisallow: /\n"
 
 
+def _rules(num: int) -> bytes:
+    return b"".join(b"Disallow:/%x*\n" % n for n in range(num))
+
+
 def cases() -> dict[str, Case]:
     """All cases by a name that is part of the host."""
     bomb = _bomb()
@@ -272,6 +276,12 @@ def cases() -> dict[str, Case]:
         "empty": _ends("not_an_image")(_headed(body=b"")),
         "huge-robots": _ends(None, robots=_endless(_OK + b"\r\nUser-agent: *\nDisallow: /no\n", b"# " * 32768))(_fine),
         "huge-robots-denies": _ends("robots_denied", robots=_endless(_OK + b"\r\n" + _DENY_ALL, b"Allow: /q\n" * 6000))(
+            _fine
+        ),
+        "robots-names": _ends(None, robots=_headed(body=b"User-agent: b\n" * 3000 + _rules(5000)))(_fine),
+        "robots-all": _ends("robots_denied", robots=_headed(body=b"User-agent: *\n" + _rules(40_000)))(_fine),
+        "robots-all-others": _ends(None, robots=_headed(body=b"User-agent: b\n" + _rules(40_000)))(_fine),
+        "robots-our-version": _ends("robots_denied", robots=_headed(body=b"User-agent: LVD-curate/1.0\nDisallow: /"))(
             _fine
         ),
         "robots-bomb": _ends(None, "robots_unreachable", robots=_headed("Content-Encoding: gzip", body=bomb))(_fine),

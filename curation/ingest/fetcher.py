@@ -173,7 +173,7 @@ class Fetcher:
         self.is_there = self._guard.is_there
         self.calm = asyncio.Event()  # cleared by whoever wants no request to go out
         self.calm.set()
-        self._robots = robots.Robots(self._get_robots, {} if rules is None else rules)
+        self._robots = robots.Robots(self._get_robots, {} if rules is None else rules, config.agent)
         self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
 
@@ -269,10 +269,10 @@ class Fetcher:
         rules = await self._robots.rules(str(place.origin()))
         if rules.failure is not None:
             return rules.state, rules.failure
-        state = rules.judge(str(place), self.config.agent)
+        state = rules.judge(str(place))
         if state == "denied":
             return state, "robots_denied"
-        delay_s = rules.delay_s(self.config.agent)
+        delay_s = rules.delay_s()
         if delay_s > self.config.max_crawl_delay_s:
             return state, "crawl_delay"
         if delay_s:
