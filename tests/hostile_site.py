@@ -69,6 +69,7 @@ FORBIDDEN = (
     "http://[fec0::1]/",
     "http://[ff02::1]/",
     "http://[2001:db8::1]/",
+    "http://[64:ff9b:]/x.png",
     "http://localhost/",
     "http://LOCALHOST./",
     "http://user:pass@127.0.0.1/",
@@ -245,6 +246,10 @@ _OK = b"HTTP/1.1 200 OK\r\n"
 _DENY_ALL = b"User-agent: *\nDisallow: /\n"
 
 
+def _rules(num: int) -> bytes:
+    return b"".join(b"Disallow:/%x*\n" % n for n in range(num))
+
+
 def cases() -> dict[str, Case]:
     """All cases by a name that is part of the host."""
     bomb = _bomb()
@@ -273,6 +278,12 @@ def cases() -> dict[str, Case]:
         "huge-robots-denies": _ends("robots_denied", robots=_endless(_OK + b"\r\n" + _DENY_ALL, b"Allow: /q\n" * 6000))(
             _fine
         ),
+        "robots-names": _ends(None, robots=_headed(body=b"User-agent: b\n" * 3000 + _rules(5000)))(_fine),
+        "robots-all": _ends("robots_denied", robots=_headed(body=b"User-agent: *\n" + _rules(40_000)))(_fine),
+        "robots-all-others": _ends(None, robots=_headed(body=b"User-agent: b\n" + _rules(40_000)))(_fine),
+        "robots-our-version": _ends("robots_denied", robots=_headed(body=b"User-agent: LVD-curate/1.0\nDisallow: /"))(
+            _fine
+        ),
         "robots-bomb": _ends(None, "robots_unreachable", robots=_headed("Content-Encoding: gzip", body=bomb))(_fine),
         "robots-silent": _ends("robots_unreachable", robots=_silent)(_fine),
         "robots-drip": _ends("robots_unreachable", robots=_drip(_OK + b"\r\n" + _DENY_ALL))(_fine),
@@ -296,6 +307,12 @@ def cases() -> dict[str, Case]:
         "retry-after-huge": _ends("rate_limited")(_headed("Retry-After: " + "9" * 400, status="503 No")),
         "retry-after-date": _ends("rate_limited", "http_5xx")(
             _headed("Retry-After: Wed, 21 Oct 99999 07:28:00 GMT", status="503 No")
+        ),
+        "retry-after-year": _ends("rate_limited")(
+            _headed("Retry-After: Wed, 21 Oct 99999999999 07:28:00 GMT", status="429 No")
+        ),
+        "retry-after-zone": _ends("rate_limited")(
+            _headed("Retry-After: Wed, 21 Oct 2026 07:28:00 +9999999999999", status="503 No")
         ),
         "header-flood": _ends("connection")(_endless(_OK, b"".join(b"X-%d: y\r\n" % n for n in range(5000)))),
         "header-line": _ends("connection")(_endless(_OK + b"X: ", b"y" * 65536)),

@@ -3,6 +3,7 @@
 import socket
 import struct
 import threading
+import time
 from collections.abc import Iterable, Mapping
 
 _NO_SUCH_NAME = 3
@@ -11,13 +12,15 @@ _NO_SUCH_NAME = 3
 class NameServer:
     """Answers A and AAAA questions for ``names``; all other names do not exist.
 
-    ``turns`` maps names to several answers, given one after another, the last one from then on.
+    ``turns`` maps names to several answers, given one after another, the last one from then on; ``late`` maps names to
+    seconds until they are answered.
     """
 
     def __init__(self, names: Mapping[str, Iterable[str]]) -> None:
         self.names = {name.lower(): list(addresses) for name, addresses in names.items()}
         self.asked: list[str] = []  # names of A questions, in order
         self.turns: dict[str, list[list[str]]] = {}
+        self.late: dict[str, float] = {}
         self.dies_after: int | None = None  # so many of them
         self.port = 0
         self._stop = threading.Event()
@@ -46,7 +49,11 @@ class NameServer:
 
     def _serve(self, server: socket.socket) -> None:
         with server:
+            waiting: list[tuple[float, bytes, tuple[str, int]]] = []  # when to answer, what, and whom
             while not self._stop.is_set():
+                for one in [one for one in waiting if one[0] <= time.monotonic()]:
+                    server.sendto(*one[1:])
+                    waiting.remove(one)
                 try:
                     question, client = server.recvfrom(4096)
                 except TimeoutError:
@@ -55,16 +62,12 @@ class NameServer:
                     return
                 answer = self._answer(question)
                 if answer is not None:
-                    server.sendto(answer, client)
+                    waiting.append((time.monotonic() + self.late.get(_name(question)[0], 0.0), answer, client))
 
     def _answer(self, question: bytes) -> bytes | None:
-        labels, place = [], 12
-        while length := question[place]:
-            labels.append(question[place + 1 : place + 1 + length].decode())
-            place += 1 + length
+        name, place = _name(question)
         end = place + 5
         (kind,) = struct.unpack(">H", question[place + 1 : place + 3])
-        name = ".".join(labels).lower()
         if kind == 1:
             self.asked.append(name)
             if self.dies_after is not None and len(self.asked) > self.dies_after:
@@ -81,3 +84,12 @@ class NameServer:
         head = question[:2] + struct.pack(">HHHHH", 0x8180 | code, 1, len(packed), 0, 0)
         answers = (b"\xc0\x0c" + struct.pack(">HHIH", kind, 1, 60, len(one)) + one for one in packed)
         return head + question[12:end] + b"".join(answers)
+
+
+def _name(question: bytes) -> tuple[str, int]:
+    """The name that a question is for, and where it ends."""
+    labels, place = [], 12
+    while length := question[place]:
+        labels.append(question[place + 1 : place + 1 + length].decode())
+        place += 1 + length
+    return ".".join(labels).lower(), place

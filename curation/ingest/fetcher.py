@@ -6,6 +6,7 @@ Redirects are followed here, hop by hop, so that robots.txt and the guard see ea
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import time
 import zlib
 from collections.abc import Awaitable, Callable
@@ -172,7 +173,7 @@ class Fetcher:
         self.is_there = self._guard.is_there
         self.calm = asyncio.Event()  # cleared by whoever wants no request to go out
         self.calm.set()
-        self._robots = robots.Robots(self._get_robots, {} if rules is None else rules)
+        self._robots = robots.Robots(self._get_robots, {} if rules is None else rules, config.agent)
         self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
         self._slots = asyncio.Semaphore(config.concurrency)
 
@@ -268,10 +269,10 @@ class Fetcher:
         rules = await self._robots.rules(str(place.origin()))
         if rules.failure is not None:
             return rules.state, rules.failure
-        state = rules.judge(str(place), self.config.agent)
+        state = rules.judge(str(place))
         if state == "denied":
             return state, "robots_denied"
-        delay_s = rules.delay_s(self.config.agent)
+        delay_s = rules.delay_s()
         if delay_s > self.config.max_crawl_delay_s:
             return state, "crawl_delay"
         if delay_s:
@@ -456,9 +457,13 @@ def _place(text: str, base: URL | None = None) -> URL | None:
     from yarl import URL
 
     try:
-        return URL(text) if base is None else base.join(URL(text)).with_fragment(None)
+        place = URL(text) if base is None else base.join(URL(text)).with_fragment(None)
+        host, _ = place.raw_host or "", place.port  # looked at only now, and again later
+        if ":" in host:  # yarl takes `http://[64:ff9b:]/`, and forgets its brackets
+            ipaddress.IPv6Address(host)
     except (ValueError, IndexError):  # yarl trips over `http://[x]@/`
         return None
+    return place
 
 
 def _coding(response: ClientResponse) -> str:

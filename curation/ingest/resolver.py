@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 NUM_LOOKUPS = 32  # at once: a resolver that is flooded answers nobody
 _REMEMBER_S = 300.0
-_TIMEOUT_S = 3.0  # of one question to one name server; the next round waits longer
-_ROUNDS = 2
+# Of the first question to a name server; c-ares waits no longer than a few times what earlier answers took, a quarter
+# of a second at least, and twice as long each round. So a late answer needs many rounds, and all of them have an end.
+_TIMEOUT_S = 3.0
+_ROUNDS = 6
+_PATIENCE_S = 9.0  # of one name
 # ARES_AI_NOSORT, which pycares does not name: sorting opens sockets to addresses that nobody has judged yet.
 _UNSORTED = 1 << 7
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
@@ -103,8 +106,11 @@ async def _ask_servers(client: DNSResolver, host: str) -> list[str]:
 
     for is_last in (False, True):
         try:
-            found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
+            async with asyncio.timeout(_PATIENCE_S):
+                found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
             return [node.addr[0].decode() for node in found.nodes]
+        except TimeoutError:
+            raise LookupFailedError(f"no name server answered within {_PATIENCE_S:g} s", answered=False) from None
         except aiodns.error.DNSError as error:
             code, text = error.args
             answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)

@@ -13,13 +13,24 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 if TYPE_CHECKING:
     from protego import Protego
 
-MAX_ROBOTS_BYTES = 500_000
+MAX_ROBOTS_BYTES = 512_000  # at least so many (RFC 9309, section 2.5)
 OPT_OUT_DIRECTIVES = frozenset(("noai", "noimageai", "noindex", "noimageindex", "noml", "none"))
 TDM_RESERVATION = "tdm-reservation"
 NOFOLLOW_DIRECTIVES = frozenset(("nofollow", "none"))
 _VALUED = frozenset(("unavailable_after", "max-snippet", "max-image-preview", "max-video-preview"))
 _AGENT = re.compile(r"\*|[a-z_-][a-z0-9_-]*")  # what may stand before a colon; pieces of a date do not match
+# A line that begins a group, one that is a rule, and one that belongs to no group, in all the spellings that Protego
+# takes. Any other field ends the names of a group, too.
+_NAME_LINE = re.compile(r"user[- ]?agent(?:\s*:|\s|$)\s*(.*)", re.IGNORECASE | re.ASCII)
+_RULE_LINE = re.compile(
+    r"(?:allow|diss?allow|diss?alow|diasllow|disallaw|crawl[- ]delay)(?:\s*:|\s|$)", re.IGNORECASE | re.ASCII
+)
+_SITE_LINE = re.compile(r"(?:sitemaps?|site-map|host)\s*:", re.IGNORECASE | re.ASCII)
+_TOKEN = re.compile(r"\**([a-z_-]+)(?![\w-])|\*(?![\w-])")  # `bot/1.0` speaks to `bot`, `bot2` does not
+_MAX_RULES = 20_000  # and wildcards in them, each of which costs time at every address
+_RULE_BYTES = 600  # of one of them in memory, beside its text
 _MAX_KNOWN = 20_000  # authorities; those asked longest ago are forgotten
+_MAX_KNOWN_BYTES = 200_000_000  # of their rules
 _KEEP_S = 24 * 3600.0
 _KEEP_FAILURE_S = 300.0
 
@@ -41,26 +52,33 @@ class Rules:
     state: State  # `allowed` stands for: there are rules to ask
     failure: str | None
     expires: float  # time.monotonic()
-    parsed: Protego | None = None
+    parsed: Protego | None = None  # the rules for us, as if they were for everybody
+    num_bytes: int = 0  # that they take, about
 
-    def judge(self, url: str, agent: str) -> State:
-        """Whether the rules let an agent fetch an address."""
+    def judge(self, url: str) -> State:
+        """Whether the rules let us fetch an address."""
         if self.parsed is None:
             return self.state
-        return "allowed" if self.parsed.can_fetch(url, agent) else "denied"
+        return "allowed" if self.parsed.can_fetch(url, "*") else "denied"
 
-    def delay_s(self, agent: str) -> float:
+    def delay_s(self) -> float:
         """Seconds between requests that the site asks for; 0 where it asks for none."""
-        delay = None if self.parsed is None else self.parsed.crawl_delay(agent)
+        delay = None if self.parsed is None else self.parsed.crawl_delay("*")
         return 0.0 if delay is None or not delay > 0 else float(delay)  # `nan` is none
 
 
 class Robots:
-    """robots.txt of every authority, asked for once. ``known`` may outlive the loop that filled it."""
+    """What robots.txt of every authority says to an agent, asked for once.
 
-    def __init__(self, get: Callable[[str], Awaitable[Reply]], known: dict[str, Rules]) -> None:
+    ``known`` may outlive the loop that filled it; others may take what could not be had from it.
+    """
+
+    def __init__(self, get: Callable[[str], Awaitable[Reply]], known: dict[str, Rules], agent: str) -> None:
         self._get = get
+        self._agent = agent
         self._known = known
+        self._known_bytes = sum(rules.num_bytes for rules in known.values())
+        self._parsing = asyncio.Lock()
         self._asking: dict[str, asyncio.Task[Rules]] = {}
 
     async def rules(self, authority: str) -> Rules:
@@ -82,20 +100,28 @@ class Robots:
 
     async def _ask(self, authority: str) -> Rules:
         try:
-            rules = parse_reply(await self._get(f"{authority}/robots.txt"))
-            self._known.pop(authority, None)
+            reply = await self._get(f"{authority}/robots.txt")
+            async with self._parsing:  # a large one takes a tenth of a second, in which others must not time out
+                rules = await asyncio.to_thread(parse_reply, reply, self._agent)
+            self._forget(authority)
             self._known[authority] = rules
-            while len(self._known) > _MAX_KNOWN:
-                del self._known[next(iter(self._known))]
+            self._known_bytes += rules.num_bytes
+            while len(self._known) > _MAX_KNOWN or self._known_bytes > _MAX_KNOWN_BYTES:
+                self._forget(next(iter(self._known)))
             return rules
         finally:
             del self._asking[authority]
 
+    def _forget(self, authority: str) -> None:
+        forgotten = self._known.pop(authority, None)
+        self._known_bytes -= 0 if forgotten is None else forgotten.num_bytes
 
-def parse_reply(reply: Reply) -> Rules:
-    """Rules from what asking for robots.txt gave (RFC 9309, section 2.3.1).
 
-    4xx: there are none. 5xx, no answer in time, and 429: the site cannot say, so nothing is asked of it.
+def parse_reply(reply: Reply, agent: str) -> Rules:
+    """Rules for an agent from what asking for robots.txt gave (RFC 9309, section 2.3.1).
+
+    4xx: there are none. 5xx, no answer in time, and 429: the site cannot say, so nothing is asked of it. Nor of one
+    that has more rules for us than are kept: to keep some of them could be against the others.
     """
     soon = time.monotonic() + _KEEP_FAILURE_S
     late = time.monotonic() + _KEEP_S
@@ -111,7 +137,43 @@ def parse_reply(reply: Reply) -> Rules:
     body = reply.body[:MAX_ROBOTS_BYTES]
     is_utf16 = body.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     text = body.decode("utf-16" if is_utf16 else "utf-8-sig", "replace")
-    return Rules(state="allowed", failure=None, expires=late, parsed=Protego.parse(text))
+    lines = _rules_for(text, agent)
+    num_rules = sum(1 + line.count("*") + line.count("$") for line in lines)
+    if num_rules > _MAX_RULES:
+        return Rules(state="denied", failure=None, expires=late)
+    group = "\n".join(["User-agent: *", *lines])
+    num_bytes = len(group) + num_rules * _RULE_BYTES
+    return Rules(state="allowed", failure=None, expires=late, parsed=Protego.parse(group), num_bytes=num_bytes)
+
+
+def _rules_for(text: str, agent: str) -> list[str]:
+    """Rules of all groups that name an agent, or else of those for everybody, each once (RFC 9309, section 2.2.1).
+
+    Names are compared as wholes, in any case, and what follows a name is none of it. Protego alone would keep every
+    rule for every name of its group, and take a name for ours that is only how ours begins.
+    """
+    names = (agent.lower(), "*")
+    rules: dict[str, dict[str, None]] = {}  # by which of these names
+    group: set[str] = set()  # those of the group that is read
+    is_head = False
+    for whole in text.splitlines():
+        line = whole.partition("#")[0].strip()
+        if begins := _NAME_LINE.match(line):
+            group = group if is_head else set()
+            is_head = True
+            token = _TOKEN.match(begins[1].lower())
+            name = None if token is None else token[1] or "*"
+            if name in names:
+                group.add(name)
+                rules.setdefault(name, {})
+        elif _RULE_LINE.match(line):
+            is_head = False
+            for name in group:
+                rules[name].pop(line, None)  # of several delays the last one holds
+                rules[name][line] = None
+        elif ":" in line and not _SITE_LINE.match(line):
+            is_head = False
+    return next((list(rules[name]) for name in names if name in rules), [])
 
 
 def opt_out(headers: Iterable[tuple[str, str]], agent: str) -> str | None:

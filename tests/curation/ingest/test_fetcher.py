@@ -112,6 +112,8 @@ def test_retry_after_values():
     assert retry_after_s(format_datetime(datetime.now(UTC) + timedelta(seconds=100))) == pytest.approx(100, abs=3)
     assert retry_after_s(format_datetime(datetime.now(UTC) - timedelta(seconds=100))) == 0
     assert retry_after_s("soon") is None
+    for odd in ("Wed, 21 Oct 99999999999 07:28:00 GMT", "Wed, 21 Oct 2026 07:28:00 +9999999999999"):
+        assert retry_after_s(odd) is None
     assert retry_after_s(None) is None
 
 
@@ -139,7 +141,8 @@ def test_redirects_that_never_end(fetch, web):
     assert len(web.requests) == 4
 
 
-ODD_ADDRESSES = ["http://[x]@/", "http://u:[p]@/", "http://[::1]@/"]  # yarl raises IndexError
+# yarl raises IndexError, and for the last one, where it is joined to another, ValueError when its host is asked for.
+ODD_ADDRESSES = ["http://[x]@/", "http://u:[p]@/", "http://[::1]@/", "http://[64:ff9b:]/x.png"]
 
 
 @pytest.mark.parametrize(
@@ -397,3 +400,54 @@ def test_what_is_no_format():
     assert sniff_format(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic") == "heif"
     assert sniff_format(b"\0\0\0\x1cftypmif1\0\0\0\0mif1avifmiaf") == "avif"
     assert sniff_format(b"\0\0\0\x0cJXL \r\n\x87\n") == "jxl"
+
+
+_PIECES = ("http://", "https://", "//", "[", "]", ":", "::", "@", "%", "%25", "/", "\\", "?", "#", ".", "..", "0x7f")
+_PIECES += (
+    "64:ff9b:",
+    "::ffff:",
+    "127.0.0.1",
+    "a.test",
+    "xn--",
+    "é",
+    "①",
+    "\u202e",
+    "\x00",
+    " ",
+    "-",
+    "_",
+    "80",
+    "1e9",
+)
+
+
+@pytest.mark.parametrize("redirected", [False, True], ids=["direct", "redirected"])
+def test_whatever_an_address_is_made_of_it_is_a_row(fast_config, web, monkeypatch, redirected):
+    """Nothing is raised, whatever a seed put together; no name is looked up, and nobody but the server contacted."""
+    import random
+    import socket
+
+    from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher
+
+    draw = random.Random(7)
+    texts = ["http://" * (n % 2) + "".join(draw.choices(_PIECES, k=draw.randint(1, 7))) for n in range(600)]
+    texts = [text for text in (*texts, *ODD_ADDRESSES) if not redirected or "\x00" not in text]
+    if redirected:
+        for n, text in enumerate(texts):
+            web.reply("a.test", f"/{n}", status=302, headers={"Location": text})
+
+    async def getaddrinfo(self, host, port, **_):
+        raise socket.gaierror(socket.EAI_NONAME, "no such name")
+
+    def only_the_server(address, port):
+        if (address, port) != ("127.0.0.1", web.port):
+            raise OSError(f"no test contacts {address}:{port}")
+
+    async def run():
+        config = fast_config(attempts=1, respect_robots=True, per_host=16)
+        async with Fetcher(config, contact=only_the_server) as fetcher:
+            urls = [f"http://a.test/{n}" for n in range(len(texts))] if redirected else texts
+            return await asyncio.gather(*(fetcher.fetch(url) for url in urls))
+
+    monkeypatch.setattr(asyncio.BaseEventLoop, "getaddrinfo", getaddrinfo)
+    assert {outcome.reason for outcome in asyncio.run(run())} <= {*TRANSIENT, *PERMANENT}

@@ -1,0 +1,46 @@
+import asyncio
+import socket
+import time
+
+import pytest
+
+from curation.ingest import resolver
+from curation.ingest.resolver import LookupFailedError, Resolver
+
+
+def test_a_name_that_takes_long_is_found_although_others_were_quick(nameserver):
+    """c-ares learns from quick answers to wait for a quarter of a second only."""
+    quick = [f"quick{n}.test" for n in range(60)]
+    slow = {f"slow{n}.test": 0.6 + 0.4 * (n % 2) for n in range(10)}
+    server = nameserver({name: ["8.8.8.8"] for name in (*quick, *slow)})
+    server.late.update(slow)
+
+    async def run():
+        asker = Resolver([server.place])
+        for name in quick:
+            await asker.addresses(name)
+        found = await asyncio.gather(*(asker.addresses(name) for name in slow), return_exceptions=True)
+        await asker.close()
+        return found
+
+    assert asyncio.run(run()) == [["8.8.8.8"]] * len(slow)
+
+
+def test_a_name_server_that_says_nothing_is_not_waited_for_without_end(monkeypatch):
+    monkeypatch.setattr(resolver, "_PATIENCE_S", 0.3)
+    told = []
+
+    async def run(place):
+        asker = Resolver([place], lambda: told.append(True))
+        for anew in (False, True):
+            with pytest.raises(LookupFailedError, match=r"no name server answered within 0\.3 s") as failed:
+                await asker.addresses("a.test", anew=anew)
+            assert not failed.value.answered
+        await asker.close()
+
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as silent:
+        silent.bind(("127.0.0.1", 0))
+        started = time.monotonic()
+        asyncio.run(run(f"127.0.0.1:{silent.getsockname()[1]}"))
+    assert time.monotonic() - started < 2
+    assert told == []
