@@ -38,10 +38,12 @@ class LookupFailedError(OSError):
 class Resolver:
     """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes.
 
-    ``answered`` is told whenever somebody had an answer, if only that there is no such name.
+    ``answered`` is told whenever somebody had an answer: the name, and whether there is such a name.
     """
 
-    def __init__(self, nameservers: Sequence[str] = (), answered: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, nameservers: Sequence[str] = (), answered: Callable[[str, bool], None] = lambda host, is_there: None
+    ) -> None:
         self._nameservers = [_nameserver(place) for place in nameservers]
         self._answered = answered
         self._client: DNSResolver | None = None
@@ -63,9 +65,9 @@ class Resolver:
             except LookupFailedError as error:
                 self._failed[host] = (time.monotonic(), error)
                 if error.answered:
-                    self._answered()
+                    self._answered(host, False)
                 raise
-        self._answered()
+        self._answered(host, True)
         return list(dict.fromkeys(found))
 
     async def close(self) -> None:
