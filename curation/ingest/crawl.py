@@ -108,6 +108,7 @@ class Crawler:
                 left = await self._ask_once(fetcher, {place: candidates[place].url for place in sorted(left)}, found)
                 if left:
                     self._forget_unreachable()
+                    fetcher.forget_failures()
         except (BaseExceptionGroup, OutageError) as error:
             self._forget_unreachable()
             raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None

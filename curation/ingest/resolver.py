@@ -70,6 +70,10 @@ class Resolver:
         self._answered(host, True)
         return list(dict.fromkeys(found))
 
+    def forget_failures(self) -> None:
+        """Names that failed may be asked for again: they failed in an outage."""
+        self._failed.clear()
+
     async def close(self) -> None:
         """Ask nobody any more."""
         if self._client is not None:
