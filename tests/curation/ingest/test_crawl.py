@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import runpy
 import threading
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from curation.ingest.fetcher import PERMANENT, TRANSIENT
 from curation.ingest.frontier import Frontier, Limits
 from curation.ingest.pace import HostPace
 from curation.ingest.pagefetcher import OF_PAGES
-from curation.ingest.pages import MAX_PAGE_BYTES
+from curation.ingest.pages import MAX_PAGE_BYTES, page_of_body
 from curation.ingest.takedown import Rule
 from curation.ingest.takedown import Rules as Takedowns
 from curation.schema import TABLES
@@ -39,8 +40,11 @@ class Site:
         html = body if isinstance(body, bytes) else body.encode()
         self.web.reply(host, path, html, headers={**HTML, **headers})
 
+    def config(self, **values):
+        return self._config(resolve=self.resolve, **values)
+
     def crawl(self, *seeds, depth=0, max_pages=100, max_pages_per_host=100, refuses=None, taken_down=None, **values):
-        config = self._config(resolve=self.resolve, **values)
+        config = self.config(**values)
         limits = Limits(depth=depth, max_pages=max_pages, max_pages_per_host=max_pages_per_host)
         self.frontier = Frontier(seeds or ["http://www.site.test/"], limits)
         visits = []
@@ -222,6 +226,37 @@ def test_a_page_that_is_too_long_gives_what_came_and_says_so(site):
         ("http://www.site.test/first.jpg", None),
         (None, f"a page of more than {MAX_PAGE_BYTES:,} bytes"),
     ]
+
+
+def test_long_pages_do_not_keep_others_waiting(site):
+    """They are read beside the event loop: else those that come slowly would end as ``timeout``."""
+    html = b"<img src=x alt=y>" * (7_000_000 // 17)
+    started = time.perf_counter()
+    page_of_body(html, "http://www.site.test/", "text/html")
+    reading_s = time.perf_counter() - started
+    for n in range(3):
+        site.page(f"/{n}", html)
+    pauses = []
+
+    async def tick():
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            pauses.append(time.perf_counter() - before)
+
+    async def run():
+        ticking = asyncio.create_task(tick())
+        frontier = Frontier(
+            [f"http://www.site.test/{n}" for n in range(3)], Limits(depth=0, max_pages=9, max_pages_per_host=9)
+        )
+        visits = []
+        config = site.config(timeout_s=20.0)
+        await Crawler(config, contact=site.contacts).crawl(frontier, visits.extend, lambda url: None)
+        ticking.cancel()
+        return visits
+
+    assert [visit.reason for visit in asyncio.run(run())] == [None] * 3
+    assert max(pauses) < reading_s / 2
 
 
 def test_traps_end_at_the_caps(site):
