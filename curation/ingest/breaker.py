@@ -3,9 +3,11 @@
 A list of old addresses is half dead, and that is a fact about its rows. A resolver that died is none: its rows must not
 be marked. So failures alone stop nothing. They call for a probe of hosts that were reached before: where one of them
 can still be, the failures stand; where none can, and none for as long as ``fetch.breaker_patience_s``, the shard ends
-without a record. Rows that failed in an outage that passed are fetched again. Before any host was reached there is
-nobody to probe, and only a long row of failures, not one host reached among them, stops the shard: a much longer one
-where a name server answers, if only that there is no such name.
+without a record. Rows that failed in an outage that passed are fetched again.
+
+Before any host was reached there is nobody to probe. Then a name that somebody says there is none of is a fact, and all
+else is not: a long row of other failures stops the shard, a much longer one where a name server answers at all, and so
+does its end where they are ``fetch.breaker_share`` of its last hosts.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from curation.ingest.guard import literal_address
+from curation.ingest.suffix import registrable_domain
 from curation.stage import OutageError
 
 if TYPE_CHECKING:
@@ -26,6 +29,7 @@ UNREACHED = ("dns", "connection", "timeout", "robots_unreachable")
 _NUM_PROBES = 3  # hosts: one of them may be down by itself
 _MAX_KNOWN = 64
 _PATIENCE_WHERE_ANSWERED = 10  # times ``breaker_hosts``, before any host was reached
+_WAY_OUT = "; where they are gone for good, fetch.breaker=false records that"
 
 Place = tuple[str, int]  # host and port
 
@@ -37,15 +41,19 @@ class Reached:
     known: dict[Place, None] = field(default_factory=dict)  # hosts that answered, the last one last
     failed: dict[str, None] = field(default_factory=dict)  # domains that did not, since any host answered
     num_named: int = 0  # names that somebody had an answer for, since then
+    nameless: set[str] = field(default_factory=set)  # hosts that there are none of; before any host answered
 
-    def named(self) -> None:
+    def named(self, host: str, is_there: bool) -> None:
         """A look-up was answered, if only by `no such name`."""
         self.num_named += 1
+        if not is_there and not self.known:
+            self.nameless.add(host.removesuffix("."))
 
     def answered(self, host: str, port: int) -> None:
         """A host sent headers."""
         self.failed.clear()
         self.num_named = 0
+        self.nameless.clear()
         self.known.pop((host, port), None)
         self.known[host, port] = None
         if len(self.known) > _MAX_KNOWN:
@@ -56,7 +64,7 @@ class Breaker:
     """Watches the rows of one shard.
 
     Args:
-        config: ``breaker_hosts``, ``breaker_share``, ``breaker_patience_s``.
+        config: ``breaker``, ``breaker_hosts``, ``breaker_share``, ``breaker_patience_s``.
         reached: outlives the shard.
         is_there: whether a host can be reached now.
 
@@ -80,9 +88,14 @@ class Breaker:
         Raises:
             OutageError: nothing can be reached.
         """
-        if host is None:
+        if host is None or not self.config.breaker:
             return
         failure = reason if reason in UNREACHED else None
+        if not self.reached.known:
+            if failure is None:
+                return  # nobody was asked
+            if host.removesuffix(".") in self.reached.nameless:
+                failure = None
         is_new = host not in self._window
         self._window.pop(host, None)
         self._window[host] = failure
@@ -95,11 +108,12 @@ class Breaker:
             self.doubted.add(image_id)
             return
         self._failed.append(image_id)
-        failing = sum(value is not None for value in self._window.values())
         is_full = len(self._window) == self.config.breaker_hosts
-        is_much = failing >= self.config.breaker_share * len(self._window)
-        if is_new and is_full and is_much and self.calm.is_set():
-            await self._judge()
+        if is_new and is_full and self._is_much() and self.calm.is_set():
+            if self.reached.known:
+                await self._judge()
+            elif len(self.reached.failed) >= self._num_believed():
+                raise self._nobody_reached()
 
     async def end(self) -> None:
         """All rows are through: the last ones must not have failed for want of a network.
@@ -107,24 +121,36 @@ class Breaker:
         Raises:
             OutageError: nothing can be reached.
         """
-        if any(self._window.values()):
+        if not any(self._window.values()):
+            return
+        if self.reached.known:
             await self._judge()
+        elif self._is_much():
+            raise self._nobody_reached()
+
+    def _is_much(self) -> bool:
+        failing = sum(value is not None for value in self._window.values())
+        return failing >= self.config.breaker_share * len(self._window)
+
+    def _num_believed(self) -> int:
+        """Domains that may fail before any host was reached."""
+        return self.config.breaker_hosts * (_PATIENCE_WHERE_ANSWERED if self.reached.num_named else 1)
+
+    def _nobody_reached(self) -> OutageError:
+        return OutageError(self._text("and no host was reached in between") + _WAY_OUT)
 
     async def _judge(self) -> None:
+        """Whether hosts reached before are there now; it waits for them."""
         self.calm.clear()
         try:
-            if len(self.reached.known) < _NUM_PROBES:
-                times = _PATIENCE_WHERE_ANSWERED if self.reached.num_named else 1
-                if len(self.reached.failed) >= times * self.config.breaker_hosts:
-                    way_out = "; where these hosts are dead indeed, raise fetch.breaker_hosts"
-                    raise OutageError(self._text("and no host was reached in between") + way_out)
-                return
             waited_s, is_out = 0.0, False
             while not await self._probe():
                 is_out = True
                 if waited_s >= self.config.breaker_patience_s:
                     probed = ", ".join(host for host, _ in self._probed())
-                    raise OutageError(self._text(f"and hosts reached before cannot be reached now ({probed})"))
+                    text = self._text(f"and hosts reached before cannot be reached now ({probed})")
+                    # So few may be down by themselves.
+                    raise OutageError(text if len(self._probed()) == _NUM_PROBES else text + _WAY_OUT)
                 pause_s = min(max(1.0, waited_s), self.config.breaker_patience_s - waited_s)
                 await asyncio.sleep(pause_s)
                 waited_s += pause_s
@@ -154,4 +180,4 @@ class Breaker:
 
 def _domain(host: str) -> str:
     """A host without what stands below its domain: names of one dead domain are one failure."""
-    return host if literal_address(host) is not None else ".".join(host.rsplit(".", 2)[-2:])
+    return host if literal_address(host) is not None else registrable_domain(host)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
@@ -47,7 +48,9 @@ class _Found(NamedTuple):
     """What came of asking for a page."""
 
     outcome: Outcome  # without its body
-    page: Page | None
+    page: Page | None = None  # without its links; with what its headers say to robots
+    num_links: int = 0
+    links: Sequence[str] = ()  # where it leads that may be followed
 
 
 class Crawler:
@@ -70,6 +73,9 @@ class Crawler:
         self._taken_down, self._contact = taken_down, contact
         self._rules: dict[str, Rules] = {}  # robots.txt, for all crawls of a command
         self._reached = Reached()
+        # Beside the event loop, where a long page would keep others waiting beyond their time limit; one at a time, of
+        # up to 260 MB.
+        self._reader = ThreadPoolExecutor(1, "page")
 
     async def crawl(self, frontier: Frontier, commit: Callable[[list[Visit]], None], refuses: Refuses) -> None:
         """Visit what is left of a crawl.
@@ -108,6 +114,7 @@ class Crawler:
                 left = await self._ask_once(fetcher, {place: candidates[place].url for place in sorted(left)}, found)
                 if left:
                     self._forget_unreachable()
+                    fetcher.forget_failures()
         except (BaseExceptionGroup, OutageError) as error:
             self._forget_unreachable()
             raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None
@@ -119,10 +126,7 @@ class Crawler:
 
         async def one(place: int, url: str) -> None:
             outcome = await fetcher.fetch(url)
-            page = None
-            if outcome.body is not None:
-                page = page_of_body(outcome.body, str(outcome.final_url), outcome.content_type)
-            found[place] = _Found(replace(outcome, body=None), page)
+            found[place] = await asyncio.get_running_loop().run_in_executor(self._reader, self._read, outcome)
             await breaker.count(place, parse_address(url).host, outcome.reason)
 
         async with asyncio.TaskGroup() as group:
@@ -130,6 +134,20 @@ class Crawler:
                 group.create_task(one(place, url))
         await breaker.end()
         return breaker.doubted
+
+    def _read(self, outcome: Outcome) -> _Found:
+        """What came, read. Of thousands of links only those that may be followed are held until the part is full."""
+        body, outcome = outcome.body, replace(outcome, body=None)
+        page = None if body is None else page_of_body(body, str(outcome.final_url), outcome.content_type)
+        if page is None:
+            return _Found(outcome)
+        at = canonical_url(str(outcome.final_url))
+        directives = page.robots_directives | ({"nofollow"} if outcome.nofollow else set())
+        links: list[str] = []
+        if not self._config.respect_opt_out or not directives & NOFOLLOW_DIRECTIVES:
+            links = followable(page, at, respect_nofollow=self._config.respect_opt_out)
+        page, num_links = page._replace(links=(), robots_directives=directives), len(page.links)
+        return _Found(outcome, page, num_links, links)
 
     def _forget_unreachable(self) -> None:
         """What was seen of robots.txt in an outage says nothing of the site."""
@@ -148,7 +166,7 @@ class Crawler:
         )
         if found is None:
             return visit
-        outcome, page = found
+        outcome, page, num_links, links = found
         no_page = outcome.reason == "not_an_image" or (outcome.reason is None and page is None)
         visit = replace(
             visit,
@@ -163,19 +181,15 @@ class Crawler:
         at = canonical_url(str(outcome.final_url))
         if frontier.is_read(at):
             return replace(visit, reason=SAME_PAGE)
-        directives = page.robots_directives | ({"nofollow"} if outcome.nofollow else set())
         images = [_image(row) for row in page.images]
-        links: list[str] = []
-        if not self._config.respect_opt_out or not directives & NOFOLLOW_DIRECTIVES:
-            links = followable(page, at, respect_nofollow=self._config.respect_opt_out)
-        if self._config.respect_opt_out and (said := said_no(directives)):
+        if self._config.respect_opt_out and (said := said_no(page.robots_directives)):
             images = [{**image, "error": image["error"] or said} for image in images]
         return replace(
             visit,
             final_url=at,
-            directives=sorted(directives),
+            directives=sorted(page.robots_directives),
             num_images=len(images),
-            num_links=len(page.links),
+            num_links=num_links,
             images=images,
             links=links,
         )

@@ -81,6 +81,11 @@ class FetchConfig(Config):
     max_retry_after_s: float = Field(
         default=30.0, ge=0, json_schema_extra=EXECUTION, description="a longer Retry-After is not waited for"
     )
+    breaker: bool = Field(
+        default=True,
+        json_schema_extra=EXECUTION,
+        description="stop where nothing can be reached; false: failures are recorded whatever they come from",
+    )
     breaker_hosts: int = Field(
         default=50, ge=3, json_schema_extra=EXECUTION, description="the last different hosts that the breaker looks at"
     )

@@ -304,6 +304,11 @@ class Fetcher:
 
     # One hop
 
+    def forget_failures(self) -> None:
+        """What failed did so in an outage that has passed: names are looked up again, and no host is left alone."""
+        self._resolver.forget_failures()
+        self.renew_patience()
+
     def renew_patience(self) -> None:
         """Further addresses, for which each host has all the time again; when it may be asked next stays as it is."""
         for host in self._hosts.values():

@@ -22,6 +22,7 @@ MAX_PAGE_BYTES = (
 MAX_DEPTH = 512  # as browsers have it
 MAX_ADDRESSES = 10_000  # pictures of one page, and links of it
 MAX_LETTERS = 8192  # of an address; a longer alt text is cut
+MAX_ADDRESS_LETTERS = 8 << 20  # of all of a page: a long base makes each address long, though the page is short
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
 _PIECE_BYTES = 1 << 16  # what is unfinished is looked at again with each
@@ -146,16 +147,25 @@ class Findings:
         """
         base = page_url if self.base is None else _base(page_url, self.base)
         images: dict[str, str | None] = {}
+        num_letters = 0
         for address, alt_text in self._images.items():
             url = _absolute(base, address)
+            num_letters += len(url)
+            if num_letters > MAX_ADDRESS_LETTERS:
+                break
             images[url] = images.get(url) or alt_text
         links: dict[str, bool] = {}
         for address, nofollow in self._links.items():
+            if num_letters > MAX_ADDRESS_LETTERS:
+                break
             url = _absolute(base, address).partition("#")[0]
+            num_letters += len(url)
             if url.startswith(("http://", "https://")) and len(url) <= MAX_LETTERS:
                 links[url] = links.get(url, True) and nofollow
         if len(images) > MAX_ADDRESSES:
             error = error or f"a page with more than {MAX_ADDRESSES:,} pictures"
+        if num_letters > MAX_ADDRESS_LETTERS:
+            error = error or f"a page with addresses of more than {MAX_ADDRESS_LETTERS:,} letters in all"
         rows = [_image_row(url, page_url, images[url]) for url in list(images)[:MAX_ADDRESSES]]
         if error is not None:
             rows.append(broken_row(error, page_url))

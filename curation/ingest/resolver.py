@@ -41,10 +41,12 @@ class LookupFailedError(OSError):
 class Resolver:
     """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes.
 
-    ``answered`` is told whenever somebody had an answer, if only that there is no such name.
+    ``answered`` is told whenever somebody had an answer: the name, and whether there is such a name.
     """
 
-    def __init__(self, nameservers: Sequence[str] = (), answered: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, nameservers: Sequence[str] = (), answered: Callable[[str, bool], None] = lambda host, is_there: None
+    ) -> None:
         self._nameservers = [_nameserver(place) for place in nameservers]
         self._answered = answered
         self._client: DNSResolver | None = None
@@ -66,10 +68,14 @@ class Resolver:
             except LookupFailedError as error:
                 self._failed[host] = (time.monotonic(), error)
                 if error.answered:
-                    self._answered()
+                    self._answered(host, False)
                 raise
-        self._answered()
+        self._answered(host, True)
         return list(dict.fromkeys(found))
+
+    def forget_failures(self) -> None:
+        """Names that failed may be asked for again: they failed in an outage."""
+        self._failed.clear()
 
     async def close(self) -> None:
         """Ask nobody any more."""

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import time
+from contextlib import ExitStack
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,6 +17,7 @@ from curation.ingest.sources import SourceConfig, check_source
 from curation.schema import TABLES
 from curation.store import LocalStore
 from pipelines.crawl import crawl_pages, crawled_lines, crawls_to_do, refusing
+from pipelines.runner import StageFailedError
 from pipelines.sample_web.serve import serving
 from training.config import ConfigError
 
@@ -67,17 +69,18 @@ class Lab:
         path.write_text("".join(f"http://a.test/{page}\n" for page in pages))
         return SourceConfig(location=str(path), kind="pages", **values)
 
-    def crawl(self, config, *, parts=None, retry=(), screen=None):
-        """Whether there was something to do; it is killed after a number of parts."""
+    def crawl(self, config, *, parts=None, retry=(), screen=None, by=lambda: None, **fetching):
+        """Whether there was something to do; it is killed after a number of parts. ``by`` is called at each."""
         num_commits = 0
 
         def check():
             nonlocal num_commits
             num_commits += 1
+            by()
             if parts is not None and num_commits > parts:
                 raise Killed
 
-        fetch = FetchConfig(resolve=self.site.resolve, per_host_interval_s=0, backoff_s=0.01, per_host=8)
+        fetch = FetchConfig(resolve=self.site.resolve, per_host_interval_s=0, backoff_s=0.01, per_host=8, **fetching)
         crawls = crawls_to_do([("web", "pool", config)], self.pool, frozenset(retry))
         for crawl in crawls:
             crawl_pages(
@@ -155,6 +158,33 @@ def test_a_crawl_that_was_killed_goes_on_and_ends_the_same(lab, site, tmp_path, 
     assert lab.parts() == other.parts()
     assert lab.rows() == other.rows()
     assert not committed & set(lab.asked()[num_asked:])
+
+
+def test_a_crawl_whose_site_dies_stops_with_one_line_and_goes_on(lab, folder, site, tmp_path):
+    """None of its pages stands as failed, and a command that finds the site dead from its start adds none."""
+    other = Lab(tmp_path / "other", site)
+    other.crawl(other.source(0, 13, depth=9))
+    with ExitStack() as running:
+        lab.site = running.enter_context(serving(folder, log=tmp_path / "requests.jsonl"))
+        with pytest.raises(StageFailedError) as caught:
+            lab.crawl(
+                lab.source(0, 13, depth=9),
+                by=lambda: running.close() if len(lab.parts()) == 1 else None,
+                breaker_patience_s=0.0,
+            )
+    assert str(caught.value) == (
+        "crawl of sources.web: 1 of the last 1 hosts failed (1 connection) and hosts reached before cannot be reached "
+        "now (a.test); check the name server and the network: nothing of this shard was recorded; where they are gone "
+        "for good, fetch.breaker=false records that"
+    )
+    parts = lab.parts()
+    assert len(parts) == 2
+    with pytest.raises(StageFailedError, match=r"\(1 connection\) and no host was reached in between; check"):
+        lab.crawl(lab.source(0, 13, depth=9))
+    assert lab.parts() == parts
+    lab.site = site
+    assert lab.crawl(lab.source(0, 13, depth=9))
+    assert lab.parts() == other.parts()
 
 
 @pytest.mark.parametrize(

@@ -10,13 +10,14 @@ from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
 
-def count(breaker, rows):
-    """Rows as (host, failure class or None); the breaker judges each as it comes."""
+def count(breaker, rows, *, are_all=True):
+    """Rows as (host, failure class or None), of a shard or its beginning; the breaker judges each as it comes."""
 
     async def run():
         for number, (host, reason) in enumerate(rows):
             await breaker.count(number, host, reason)
-        await breaker.end()
+        if are_all:
+            await breaker.end()
 
     asyncio.run(run())
 
@@ -85,21 +86,73 @@ def test_one_dead_host_with_many_rows_is_one_host():
     assert len(probed) == 3  # at the end
 
 
-def test_before_any_host_was_reached_only_a_long_row_of_failures_stops():
+def test_before_any_host_was_reached_only_a_long_row_of_failures_stops_in_the_midst():
     """All of as many domains as the breaker looks at; hosts of one domain count once."""
     breaker, _ = make(there=False, breaker_hosts=10)
-    count(breaker, [(f"h{n}.one.example", "dns") for n in range(500)])
+    count(breaker, [(f"h{n}.one.example", "dns") for n in range(500)], are_all=False)
     breaker, _ = make(there=False, breaker_hosts=10)
     with pytest.raises(OutageError, match=r"10 of the last 10 hosts failed \(10 dns\) and no host was reached"):
-        count(breaker, [(f"www.h{n}", "dns") for n in range(10)])
+        count(breaker, [(f"www.h{n}", "dns") for n in range(10)], are_all=False)
+
+
+def test_domains_are_those_that_somebody_registered():
+    breaker, _ = make(there=False, breaker_hosts=10)
+    count(breaker, [(f"www.h{n}.co.uk", "dns") for n in range(9)], are_all=False)
+    count(breaker, [(f"h{n}.h8.co.uk", "dns") for n in range(50)], are_all=False)
+    with pytest.raises(OutageError, match="10 of the last 10 hosts failed"):
+        count(breaker, [("h9.co.uk", "dns")], are_all=False)
 
 
 def test_where_a_name_server_answers_the_row_must_be_longer():
     breaker, _ = make(there=False, breaker_hosts=10)
-    breaker.reached.named()
-    count(breaker, [(f"www.h{n}", "dns") for n in range(99)])
-    with pytest.raises(OutageError, match=r"raise fetch\.breaker_hosts"):
-        count(breaker, [(f"www.h{n}", "dns") for n in range(99, 101)])
+    breaker.reached.named("lame.example", True)
+    count(breaker, [(f"www.h{n}", "dns") for n in range(99)], are_all=False)
+    with pytest.raises(OutageError, match=r"; where they are gone for good, fetch\.breaker=false records that"):
+        count(breaker, [(f"www.h{n}", "dns") for n in range(99, 101)], are_all=False)
+
+
+@pytest.mark.parametrize("num_hosts", [1, 2, 40, 150])
+@pytest.mark.parametrize("reason", ["dns", "connection", "timeout", "robots_unreachable"])
+def test_a_shard_none_of_whose_hosts_was_reached_is_no_record(num_hosts, reason):
+    rows = [(f"h{n % num_hosts}.example", reason) for n in range(300)]
+    breaker, probed = make(there=False)
+    with pytest.raises(OutageError) as caught:
+        count(breaker, [*rows, ("127.0.0.1", "forbidden_address")])
+    last = min(num_hosts, 50)
+    assert str(caught.value) == (
+        f"{last} of the last {last} hosts failed ({last} {reason}) and no host was reached in between; check the name "
+        "server and the network: nothing of this shard was recorded; where they are gone for good, "
+        "fetch.breaker=false records that"
+    )
+    assert probed == []
+    breaker, _ = make(there=False, breaker=False)
+    count(breaker, rows)
+
+
+def test_names_that_there_are_none_of_are_no_failures():
+    breaker, _ = make(there=False, breaker_hosts=10)
+    for n in range(2000):
+        breaker.reached.named(f"h{n}.example", False)
+    count(breaker, [(f"h{n}.example{'.' * (n % 2)}", "dns") for n in range(2000)])
+    count(breaker, [(f"lame{n}.example", "dns") for n in range(4)])
+    with pytest.raises(OutageError, match="5 of the last 10 hosts failed"):
+        count(breaker, [("lame5.example", "dns")])
+
+
+@pytest.mark.parametrize("num_known", [1, 2])
+def test_few_known_hosts_are_probed_too(num_known):
+    known = KNOWN[:num_known]
+    breaker, probed = make(there=True, known=known)
+    count(breaker, [("k1.example", "timeout")] * 100)
+    assert probed == list(known)
+    breaker, _ = make(there=False, known=known)
+    with pytest.raises(OutageError) as caught:
+        count(breaker, [("k1.example", "timeout")] * 100)
+    assert str(caught.value) == (
+        "1 of the last 1 hosts failed (1 timeout) and hosts reached before cannot be reached now "
+        f"({', '.join(known)}); check the name server and the network: nothing of this shard was recorded; where they "
+        "are gone for good, fetch.breaker=false records that"
+    )
 
 
 def test_an_outage_that_passes_is_waited_for_and_its_rows_go_again():
@@ -154,15 +207,45 @@ def test_a_half_dead_list_is_fetched(named_web, memory_io, fast_config):
     assert len([name for name in server.asked if name.startswith("gone")]) == 100
 
 
+@pytest.mark.parametrize("num_hosts", [1, 2, 40, 100])
+@pytest.mark.parametrize("num_answers", [0, 2])
+def test_a_name_server_that_dies_costs_no_shard_however_few_hosts_there_are(
+    named_web, memory_io, fast_config, num_hosts, num_answers
+):
+    """It is dead from the start, or dies after two questions; other hosts are asked for than were reached before."""
+    server, settings, urls = named_web
+    alive = urls[::2]
+    stage = FetchStage(fast_config(**settings))
+    if num_answers:
+        put_urls(memory_io, alive[:num_hosts])
+        server.dies_after = num_answers
+    else:
+        put_urls(memory_io, alive[-num_hosts:] * 3)
+        server.stop()
+    if num_hosts <= num_answers:
+        assert [image["reason"] for image in stage.run(0, memory_io)["images"].to_pylist()] == [None] * num_hosts
+        server.stop()
+        put_urls(memory_io, alive[-num_hosts:])
+        memory_io.objects.clear()
+    for _ in range(2):
+        with pytest.raises(OutageError, match=r" dns\) and (hosts reached before cannot|no host was reached)"):
+            stage.run(0, memory_io)
+    assert memory_io.objects == {}
+    server.dies_after = None
+    server.start()
+    assert {image["reason"] for image in stage.run(0, memory_io)["images"].to_pylist()} == {None}
+
+
 @pytest.mark.parametrize("is_alive", [True, False])
 def test_a_shard_of_dead_hosts_only(named_web, memory_io, fast_config, is_alive):
     """That there is no such name is an answer; that nobody answers is none."""
     server, settings, _ = named_web
-    urls = [f"http://gone{n}.d{n}.test/x" for n in range(60)]
+    urls = [f"http://gone{n}.d{n}.test/x" for n in range(250)]
     put_urls(memory_io, urls)
     stage = FetchStage(fast_config(**settings))
     if is_alive:
-        assert [image["reason"] for image in stage.run(0, memory_io)["images"].to_pylist()] == ["dns"] * 60
+        for _ in range(2):
+            assert [image["reason"] for image in stage.run(0, memory_io)["images"].to_pylist()] == ["dns"] * 250
         return
     server.stop()
     with pytest.raises(OutageError, match=r"20 of the last 20 hosts failed \(20 dns\) and no host was reached"):

@@ -3,6 +3,9 @@
 import asyncio
 import gzip
 import runpy
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,10 +18,11 @@ from curation.ingest.fetcher import PERMANENT, TRANSIENT
 from curation.ingest.frontier import Frontier, Limits
 from curation.ingest.pace import HostPace
 from curation.ingest.pagefetcher import OF_PAGES
-from curation.ingest.pages import MAX_PAGE_BYTES
+from curation.ingest.pages import MAX_PAGE_BYTES, page_of_body
 from curation.ingest.takedown import Rule
 from curation.ingest.takedown import Rules as Takedowns
 from curation.schema import TABLES
+from curation.stage import OutageError
 
 SITE = ("www.site.test", "img.site.test", "site.test", "other.test")
 HTML = {"Content-Type": "text/html; charset=utf-8"}
@@ -36,8 +40,11 @@ class Site:
         html = body if isinstance(body, bytes) else body.encode()
         self.web.reply(host, path, html, headers={**HTML, **headers})
 
+    def config(self, **values):
+        return self._config(resolve=self.resolve, **values)
+
     def crawl(self, *seeds, depth=0, max_pages=100, max_pages_per_host=100, refuses=None, taken_down=None, **values):
-        config = self._config(resolve=self.resolve, **values)
+        config = self.config(**values)
         limits = Limits(depth=depth, max_pages=max_pages, max_pages_per_host=max_pages_per_host)
         self.frontier = Frontier(seeds or ["http://www.site.test/"], limits)
         visits = []
@@ -221,6 +228,37 @@ def test_a_page_that_is_too_long_gives_what_came_and_says_so(site):
     ]
 
 
+def test_long_pages_do_not_keep_others_waiting(site):
+    """They are read beside the event loop: else those that come slowly would end as ``timeout``."""
+    html = b"<img src=x alt=y>" * (7_000_000 // 17)
+    started = time.perf_counter()
+    page_of_body(html, "http://www.site.test/", "text/html")
+    reading_s = time.perf_counter() - started
+    for n in range(3):
+        site.page(f"/{n}", html)
+    pauses = []
+
+    async def tick():
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(0.005)
+            pauses.append(time.perf_counter() - before)
+
+    async def run():
+        ticking = asyncio.create_task(tick())
+        frontier = Frontier(
+            [f"http://www.site.test/{n}" for n in range(3)], Limits(depth=0, max_pages=9, max_pages_per_host=9)
+        )
+        visits = []
+        config = site.config(timeout_s=20.0)
+        await Crawler(config, contact=site.contacts).crawl(frontier, visits.extend, lambda url: None)
+        ticking.cancel()
+        return visits
+
+    assert [visit.reason for visit in asyncio.run(run())] == [None] * 3
+    assert max(pauses) < reading_s / 2
+
+
 def test_traps_end_at_the_caps(site):
     async def calendar(request):
         from aiohttp import web
@@ -326,6 +364,135 @@ def test_a_page_gives_what_an_archive_of_it_gives(site):
     out.seek(0)
     ((_, page),) = read_pages(out)
     assert [line.row for line in lines_of(site.crawl())] == list(page.images)
+
+
+# A site, or a name server, that dies
+
+
+class MortalSite:
+    """One site on a loopback port that dies after a number of pages and comes back at the same port, if at all.
+
+    Page N leads to two later ones.
+    """
+
+    host = "mortal.test"
+
+    def __init__(self, num_pages):
+        self.num_pages, self.asked, self.port = num_pages, [], 0
+        self.dies_after = self.back_after_s = None
+
+    def start(self):
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self):
+                if site.dies_after is not None and len(site.asked) >= site.dies_after:
+                    site.die()
+                    return
+                found = self.path != "/robots.txt"
+                if found:
+                    site.asked.append(self.path)
+                self.send_response(200 if found else 404)
+                self.send_header("Content-Type", "text/html")
+                self.end_headers()
+                if found:
+                    n = int(self.path[1:] or 0)
+                    links = "".join(f"<a href=/{m}>" for m in (2 * n + 1, 2 * n + 2) if m < site.num_pages)
+                    self.wfile.write(f"<img src=/{n}.jpg>{links}".encode())
+
+            def log_message(self, *_):
+                pass
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
+        return self
+
+    def die(self):
+        if self.dies_after is None:
+            return
+        self.dies_after = None
+        self._server.socket.close()
+        threading.Thread(target=self.stop, daemon=True).start()
+        if self.back_after_s is not None:
+            threading.Timer(self.back_after_s, self.start).start()
+
+    def stop(self):
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@pytest.fixture
+def mortal(contacts, fast_config):
+    site = MortalSite(num_pages=100).start()
+    recorder = type(contacts)(site.port)
+
+    def crawl(visits, **values):
+        """Crawl, or go on behind these visits; a command of its own each time."""
+        config = fast_config(resolve={site.host: f"127.0.0.1:{site.port}"}, respect_robots=True, **values)
+        limits = Limits(depth=99, max_pages=1000, max_pages_per_host=1000)
+        frontier = Frontier([f"http://{site.host}/"], limits, list(visits))
+        asyncio.run(Crawler(config, contact=recorder).crawl(frontier, visits.extend, lambda url: None))
+
+    yield site, crawl
+    site.stop()
+    assert recorder.refused == []
+
+
+def test_a_crawl_whose_only_site_dies_stops_and_goes_on_when_it_is_back(mortal, monkeypatch):
+    monkeypatch.setattr(crawling, "PAGES_IN_PART", 10)
+    site, crawl = mortal
+    undisturbed, visits = [], []
+    crawl(undisturbed)
+    site.asked.clear()
+    site.dies_after = 20
+    with pytest.raises(OutageError, match=r"\(1 connection\) and hosts reached before cannot be reached now \(mortal"):
+        crawl(visits, breaker_patience_s=0.0)
+    before = list(visits)
+    assert 0 < len(before) <= 20
+    assert visits == undisturbed[: len(before)]
+    with pytest.raises(OutageError, match=r"1 of the last 1 hosts failed \(1 connection\) and no host was reached"):
+        crawl(visits)
+    assert visits == before
+    site.start()
+    crawl(visits)
+    assert visits == undisturbed
+    # Whoever knows that it is gone for good says so.
+    site.stop()
+    crawl(gone := [], breaker=False)
+    assert ends_of(gone) == [("http://mortal.test/", "connection")]
+    site.start()
+
+
+def test_pages_of_a_short_outage_of_the_only_site_are_visited_when_it_is_over(mortal):
+    """The host was left alone for its failures, and what was seen of it in the outage is forgotten."""
+    site, crawl = mortal
+    undisturbed, visits = [], []
+    crawl(undisturbed)
+    site.asked.clear()
+    site.dies_after, site.back_after_s = 40, 2.0
+    crawl(visits, breaker_patience_s=20.0)
+    assert visits == undisturbed
+    assert sorted(site.asked) == sorted(visit.url.removeprefix("http://mortal.test") for visit in visits)
+
+
+def test_pages_of_a_short_outage_of_the_name_server_are_visited_when_it_is_over(site, nameserver):
+    hosts = [f"h{n}.site{n}.test" for n in range(80)]
+    for host in hosts:
+        site.page("/", f"<img src={host}.jpg>", host=host)
+    site.resolve |= dict.fromkeys(hosts, f"127.0.0.1:{site.web.port}")
+    server = nameserver({host: ["127.0.0.1"] for host in hosts})
+    server.dies_after = 30
+    threading.Timer(1.5, server.start).start()
+    visits = site.crawl(
+        *(f"http://{host}/" for host in hosts),
+        resolve_checked=True,
+        nameservers=[server.place],
+        breaker_hosts=20,
+        breaker_patience_s=10.0,
+    )
+    assert [visit.reason for visit in visits] == [None] * 80
+    assert site.web.asked("/") == 80  # what had come was not asked for again
 
 
 def test_whatever_a_server_does_each_page_ends_and_nobody_else_is_contacted(contacts, nameserver):

@@ -3,11 +3,13 @@
 import subprocess
 import sys
 import time
+import tracemalloc
 
 import pytest
 
 from curation.ingest.encoding import encoding_of, unpacked
 from curation.ingest.pages import (
+    MAX_ADDRESS_LETTERS,
     MAX_ADDRESSES,
     MAX_DEPTH,
     MAX_LETTERS,
@@ -182,6 +184,21 @@ def test_limits_leave_what_was_read_and_say_why():
     assert [row.error for row in wide.images] == ["a page of more than 8,388,608 bytes"]
     long = page_of(f"<img src={'x' * 9000} alt={'y' * 9000}>").images[0]
     assert (len(long.url), len(long.alt_text), long.error) == (8192, 8192, "an address of more than 8,192 letters")
+
+
+@pytest.mark.parametrize("num_letters", [8100, 1 << 20])
+def test_a_long_base_cannot_make_a_short_page_large(num_letters):
+    """Nor can one that makes each address too long: it would cost as much to find that out."""
+    base = f"<base href='http://a.test/{'b' * num_letters}/'>"
+    for tags in ("<img src=i{n}><a href=l{n}>", "<img src=i><a href=l{n}>"):
+        html = base + "".join(tags.format(n=n) for n in range(MAX_ADDRESSES))
+        tracemalloc.start()
+        page = page_of(html)
+        held, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert held < 2 * MAX_ADDRESS_LETTERS
+        assert page.images[-1].error == "a page with addresses of more than 8,388,608 letters in all"
+        assert len([*page.images, *page.links]) <= MAX_ADDRESS_LETTERS // num_letters + 1
 
 
 HOSTILE = {
