@@ -30,6 +30,16 @@ _MAX_ELEMENT = 16 << 20  # letters of one element of a JSON array
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
+def _integer(digits: str) -> int | str:
+    try:
+        return int(digits)
+    except ValueError:  # longer than Python reads: it stays as it is written
+        return digits
+
+
+_JSON = json.JSONDecoder(parse_int=_integer)
+
+
 def read_list(path: str, columns: Mapping[str, str]) -> Lines:
     """Rows of one file; ``columns`` maps url, page_url, alt_text and label to the names that they have in it."""
     match list_suffix(path):
@@ -114,7 +124,7 @@ def _read_jsonl(path: str, columns: Mapping[str, str]) -> Lines:
                 yield place, broken_row("empty line")
                 continue
             try:
-                values = json.loads(line.decode("utf-8-sig" if place == 1 else "utf-8"))
+                values = _JSON.decode(line.decode("utf-8-sig" if place == 1 else "utf-8"))
             except UnicodeDecodeError:
                 yield place, broken_row(NOT_UTF8)
                 continue
@@ -175,7 +185,6 @@ def _array_start(path: str, stream: IO[str]) -> str:
 
 def _elements(path: str, stream: IO[str]) -> Iterator[Any]:
     """The text in memory is that of an element and a piece. What stands behind an element says that it is whole."""
-    decoder = json.JSONDecoder()
     text, place, wanted = _array_start(path, stream), 0, _PIECE
     first = True
     while True:
@@ -183,7 +192,7 @@ def _elements(path: str, stream: IO[str]) -> Iterator[Any]:
         if first and text[place : place + 1] == "]":
             return
         try:
-            value, end = decoder.raw_decode(text, place)
+            value, end = _JSON.raw_decode(text, place)
             end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
             why = "neither , nor ] behind an element"
         except (ValueError, RecursionError) as error:

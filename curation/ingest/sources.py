@@ -250,7 +250,9 @@ def source_files(config: SourceConfig) -> list[File]:
     for file in files:
         if kind in ("list", "archive") and not file.path.lower().endswith(_SUFFIXES[kind]):
             suffixes = (
-                f"{', '.join(LIST_SUFFIXES)}, text also in .gz" if kind == "list" else ", ".join(ARCHIVE_SUFFIXES)
+                f"{', '.join(LIST_SUFFIXES)}, text also in {' and '.join(COMPRESSIONS)}"
+                if kind == "list"
+                else ", ".join(ARCHIVE_SUFFIXES)
             )
             article = "a list" if kind == "list" else "an archive"
             raise ConfigError(f"location: {file.path!r}: {article} ends in one of {suffixes}")
@@ -287,6 +289,9 @@ def _columns(config: SourceConfig, path: str, there: list[str] | None) -> dict[s
     for name in _TEXTS:
         key = f"{name}_column"
         column = getattr(config, key)
+        if column is not None and there is not None and (times := there.count(column)) > 1:
+            once = ", ".join(one for one in there if there.count(one) == 1) or "none"
+            raise ConfigError(f"{key}: {path!r} has {times} columns {column!r}; those that stand there once: {once}")
         if column is not None and (there is None or column in there):
             columns[name] = column
         elif column is not None and ((name == "url" and config.kind == "list") or column != name):  # may be absent

@@ -172,15 +172,22 @@ def damaged(path, kind):
     return SourceConfig(location=str(path), kind="list")
 
 
-@pytest.mark.parametrize(
-    ("name", "kind"), [("a.txt.gz", "cut"), ("a.txt.gz", "flipped"), ("a.parquet", "parquet"), ("a.parquet", "text")]
-)
+@pytest.mark.parametrize(("name", "kind"), [("a.txt.gz", "cut"), ("a.txt.gz", "flipped"), ("a.parquet", "parquet")])
 def test_a_damaged_list_is_said_in_one_line(tmp_path, name, kind):
     config = damaged(tmp_path / name, kind)
     with pytest.raises(ConfigError, match=r"^sources\.a: location '.*' cannot be read to its end: .") as caught:
         Pool().register(("a", "pool", config))
     assert "\n" not in str(caught.value)
     assert name in str(caught.value)
+
+
+def test_a_damaged_text_of_parquet_is_a_row_among_the_others(tmp_path):
+    pool = Pool()
+    sources = pool.register(("a", "pool", damaged(tmp_path / "a.parquet", "text")), shard_rows=9000).to_pylist()
+    assert [row["num_rows"] for row in sources] == [9000]
+    rows = pool.shards[0].to_pylist()
+    assert [(row["line"], row["error"]) for row in rows if row["error"] is not None] == [(8000, "not utf-8")]
+    assert rows[8000]["url"] == f"http://\ufffd8000.test/{8000 * 8000 % 997}.jpg"
 
 
 def test_a_damaged_header_is_said_in_one_line(tmp_path):

@@ -182,6 +182,18 @@ def test_a_json_array_holds_objects_and_addresses(tmp_path, monkeypatch):
     assert rows_of(tmp_path / "a.json") == []
 
 
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_a_number_that_python_does_not_read_loses_no_row(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(lists, "_PIECE", 1000)  # it goes on in the next
+    digits = "7" * 5000
+    elements = [f'{{"url": "{GOOD}", "width": {digits}}}', f'{{"url": {digits}}}', f'{{"url": "{GOOD}", "label": -5}}']
+    text = "[" + ", ".join([*elements, digits]) + "]" if suffix == ".json" else "\n".join([*elements, digits])
+    (tmp_path / f"a{suffix}").write_text(text)
+    rows = rows_of(tmp_path / f"a{suffix}")
+    assert [(row.url, row.label) for row in rows[:3]] == [(GOOD, None), (digits, None), (GOOD, "-5")]
+    assert [row.error for row in rows] == [None, "no scheme", None, "no scheme" if suffix == ".json" else "empty line"]
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -659,8 +671,10 @@ def test_a_bucket_that_is_not_there(tmp_path, in_a_bucket):
         ("{}/a.csv", "archive", r"an archive ends in one of \.warc, \.warc\.gz, \.arc"),
         ("{}/a.csv", "folder", r"is a file; kind 'folder' takes a folder"),
         ("{}/none", "folder", r"does not exist; kind 'folder' takes a folder"),
-        ("{}/a.doc", "list", r"a list ends in one of \.txt"),
+        ("{}/a.doc", "list", r"a list ends in one of \.txt.*, text also in \.gz and \.zst$"),
         ("{}/a.csv", "list", r"sources\.x\.url_column: '.*a\.csv' has no column 'url'; its columns: link, text"),
+        ("{}/twice.csv", "list", r"sources\.x\.alt_text_column: '.*e\.csv' has 2 columns 'alt_text'; .* once: url$"),
+        ("{}/twice.parquet", "list", r"sources\.x\.url_column: '.*' has 2 columns 'url'; .* once: label$"),
         ("{}/a.csv", "parquet", r"is no parquet file"),
         ("{}/a.json", "list", r"is an object; a \.json list is an array of objects or of addresses"),
         ("gs://bucket/a.csv", "list", r"scheme 'gs' is not known; give a path or s3://bucket/key"),
@@ -668,6 +682,8 @@ def test_a_bucket_that_is_not_there(tmp_path, in_a_bucket):
 )
 def test_what_is_wrong_with_a_source_is_said_in_one_line(tmp_path, location, kind, message):
     (tmp_path / "a.csv").write_text("link,text\n")
+    (tmp_path / "twice.csv").write_text("url,alt_text,other,alt_text,other\n")
+    pq.write_table(pa.table([[GOOD], ["a"], [GOOD]], names=["url", "label", "url"]), tmp_path / "twice.parquet")
     (tmp_path / "a.doc").write_text("")
     (tmp_path / "a.json").write_text('\n {"url": "http://a.test/1.jpg"}')
     (tmp_path / "empty").mkdir()
