@@ -1,7 +1,7 @@
 """Sources: lists of addresses, web archives, folders, tars and parquet files of pictures, read in a fixed order.
 
 A line that cannot be used is a row that says why. What is read streams: a list of a billion lines needs no more memory
-than one of a thousand.
+than one of a thousand. Of a tar the names of all pictures are held, since one that stands twice is told.
 """
 
 from __future__ import annotations

@@ -14,7 +14,8 @@ time beyond that of its start and the most memory that it ever held, libraries i
 reason drops is known, and checked. What 1,000 lines take is taken off: reading block lists and importing libraries is
 paid once, and would flatter the growth.
 
-Of several rounds the least counts: whatever else the machine did only adds. Prints rows, writes a JSON, and ends with a
+One round is run, as for the JSON; of several (--rounds) the least counts, since whatever else the machine did only
+adds. Prints rows, writes a JSON, and ends with a
 line for each goal: memory, and 1.15 over the growth of the cost of a line.
 """
 

@@ -62,6 +62,16 @@ def test_rates_are_the_numbers_of_their_files():
         assert rates[name] == pytest.approx(value, rel=0.25), name
 
 
+def test_what_is_said_of_decoding_is_what_its_file_says():
+    rates = load_rates()
+    read = json.loads((BENCHMARKS / "decode.json").read_text())
+    assert rates["picture.web"] == read["inputs"]["mean_bytes"]
+    assert f"assumed: {read['inputs']['pictures'].split()[0]} ImageNet pictures" in rates.source("picture.web").source
+    cost = read["cpu_ms_a_picture"]
+    more = cost["ours 1400 px, full"] - cost["ours"]
+    assert f"1,400 px take {more:.1f} ms more to decode" in rates.source("stages.look").source
+
+
 def test_a_value_given_is_taken_and_counts_as_an_assumption():
     rates = load_rates(["price.cpu_hour=0.5", "stages.fetch=7"])
     assert (rates["price.cpu_hour"], rates["stages.fetch"]) == (0.5, 7)
