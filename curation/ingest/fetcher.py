@@ -9,8 +9,9 @@ import asyncio
 import ipaddress
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -321,12 +322,18 @@ class Fetcher:
             )
         return self._hosts[key]
 
+    @asynccontextmanager
+    async def _ready(self) -> AsyncIterator[None]:
+        """A place among all requests of this worker, when any may go out."""
+        async with self._slots:
+            await self.calm.wait()
+            yield
+
     async def _hop(self, place: URL, trail: _Trail | None, read: Read) -> _Answer:
         """Ask a server once. The time limit begins when the request may go out, not while others are ahead."""
         host = self._host(place)
         answer = _Answer()
-        async with host.turn() as closed, self._slots:
-            await self.calm.wait()
+        async with host.turn(self._ready) as closed:
             if closed is not None:
                 status, content_type = host.refusal if closed == "rate_limited" else (None, None)
                 return _Answer(reason=closed, status=status, content_type=content_type)
