@@ -311,8 +311,8 @@ class Fetcher:
             host.renew_patience()
 
     def _host(self, place: URL) -> HostPace:
-        # Who asks is of no matter, nor is the scheme: http and https without a port are one server.
-        key = (place.raw_host, place.explicit_port)
+        # Who asks is of no matter, nor is the scheme: http and https at the port that is their own are one server.
+        key = (place.raw_host, None if place.is_default_port() else place.explicit_port)
         if key not in self._hosts:
             config = self.config
             self._hosts[key] = HostPace(
