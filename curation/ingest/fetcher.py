@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from curation.ingest import robots
-from curation.ingest.body import CODINGS, PictureBody, unpacked
+from curation.ingest.body import CODINGS, PictureBody, unpacked_start
 from curation.ingest.breaker import Reached
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
@@ -449,7 +449,7 @@ class Fetcher:
             if len(body) >= limit:
                 break
         try:
-            text, whole = unpacked(bytes(body), _coding(response), limit)
+            text, whole = unpacked_start(bytes(body), _coding(response), limit)
         except zlib.error:
             answer.reason = "robots_unreachable"
             return
