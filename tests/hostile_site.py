@@ -103,7 +103,26 @@ NAMES = {
     "loopback6.test": ["::1"],
     "mixed.test": ["127.0.0.1", "8.8.8.8"],
 }
-INSIDE = ("forbidden_address", "bad_url", "dns", "http_4xx")  # a reference that is no address stays on the host: 404
+# How a redirect to one of them ends: a reference that is no address stays on the host, where there is nothing.
+ENDS = {
+    **dict.fromkeys(FORBIDDEN, "forbidden_address"),
+    **dict.fromkeys(("http://localhost/", "http://LOCALHOST./"), "dns"),
+    **dict.fromkeys(
+        ("\\\\127.0.0.1/", "http:\\\\127.0.0.1/", "http:127.0.0.1/", "http:///127.0.0.1/"),
+        "http_4xx",
+    ),
+    **dict.fromkeys(
+        (
+            "http://[64:ff9b:]/x.png",
+            "file:///etc/passwd",
+            "ftp://127.0.0.1/",
+            "gopher://127.0.0.1:70/_x",
+            "data:image/png;base64,iVBORw0KGgo=",
+            "javascript:alert(1)",
+        ),
+        "bad_url",
+    ),
+}
 REBINDS = "rebinds.hostile.test"
 
 GIGABYTE = 1_000_000_000
@@ -352,7 +371,7 @@ def cases() -> dict[str, Case]:
         ),
     }
     for number, target in enumerate(FORBIDDEN):
-        found[f"to-{number}"] = _ends(*INSIDE)(_headed(f"Location: {target}", status="302 Found"))
+        found[f"to-{number}"] = _ends(ENDS[target])(_headed(f"Location: {target}", status="302 Found"))
     return found
 
 
@@ -427,7 +446,7 @@ class HostileSite:
             self.asked[host] += 1
             if case is None:
                 await _fine(visit)
-            elif "evil" in path.lower() or (case.ends == INSIDE and not path.endswith(".png")):
+            elif "evil" in path.lower() or (host.startswith("to-") and path != "/0.png"):
                 await visit.reply(b"", status="404 None")  # where it redirected to, on the same host
             else:
                 await case.handler(visit)

@@ -68,7 +68,7 @@ class PictureBody:
         return found, self._file.read()
 
 
-def unpacked(data: bytes, coding: str, limit_bytes: int) -> tuple[bytes, bool]:
+def unpacked_start(data: bytes, coding: str, limit_bytes: int) -> tuple[bytes, bool]:
     """A small body: at most ``limit_bytes + 1`` bytes of it, and whether it is whole.
 
     Raises:

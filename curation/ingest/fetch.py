@@ -247,7 +247,9 @@ class FetchStage(ShardStage):
             outcome = await fetcher.fetch(row["url"])
             if outcome.body is not None:
                 spool.put(row["image_id"], outcome.body)
-            outcomes[row["image_id"]] = replace(outcome, body=None)
+            earlier = outcomes.get(row["image_id"])  # in an outage: its visits were made, too
+            hops = outcome.hops if earlier is None else (*earlier.hops, *outcome.hops)
+            outcomes[row["image_id"]] = replace(outcome, body=None, hops=hops)
             await breaker.count(row["image_id"], row["host"], outcome.reason)
 
         async with fetcher:

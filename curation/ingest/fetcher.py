@@ -9,8 +9,9 @@ import asyncio
 import ipaddress
 import time
 import zlib
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,7 +19,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
 from curation.ingest import robots
-from curation.ingest.body import CODINGS, PictureBody, unpacked
+from curation.ingest.body import CODINGS, PictureBody, unpacked_start
 from curation.ingest.breaker import Reached
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
@@ -315,8 +316,8 @@ class Fetcher:
             host.renew_patience()
 
     def _host(self, place: URL) -> HostPace:
-        # Who asks is of no matter, nor is the scheme: http and https without a port are one server.
-        key = (place.raw_host, place.explicit_port)
+        # Who asks is of no matter, nor is the scheme: http and https at the port that is their own are one server.
+        key = (place.raw_host, None if place.is_default_port() else place.explicit_port)
         if key not in self._hosts:
             config = self.config
             self._hosts[key] = HostPace(
@@ -326,12 +327,18 @@ class Fetcher:
             )
         return self._hosts[key]
 
+    @asynccontextmanager
+    async def _ready(self) -> AsyncIterator[None]:
+        """A place among all requests of this worker, when any may go out."""
+        async with self._slots:
+            await self.calm.wait()
+            yield
+
     async def _hop(self, place: URL, trail: _Trail | None, read: Read) -> _Answer:
         """Ask a server once. The time limit begins when the request may go out, not while others are ahead."""
         host = self._host(place)
         answer = _Answer()
-        async with host.turn() as closed, self._slots:
-            await self.calm.wait()
+        async with host.turn(self._ready) as closed:
             if closed is not None:
                 status, content_type = host.refusal if closed == "rate_limited" else (None, None)
                 return _Answer(reason=closed, status=status, content_type=content_type)
@@ -447,7 +454,7 @@ class Fetcher:
             if len(body) >= limit:
                 break
         try:
-            text, whole = unpacked(bytes(body), _coding(response), limit)
+            text, whole = unpacked_start(bytes(body), _coding(response), limit)
         except zlib.error:
             answer.reason = "robots_unreachable"
             return

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
 _REFUSALS = 5  # for longer than is waited for, or of rows that had all their attempts
 _POSTPONEMENTS = 20  # one after another, of whatever length
 _FAILURES = 10
+
+Ready = Callable[[], AbstractAsyncContextManager[None]]
 
 
 class HostPace:
@@ -23,7 +25,7 @@ class HostPace:
 
     def __init__(self, *, connections: int, interval_s: float, patience_s: float) -> None:
         self.interval_s = interval_s
-        self._slots = asyncio.Semaphore(connections)
+        self._connections = asyncio.Semaphore(connections)
         self._patience_s = patience_s
         self._ends_at: float | None = None  # loop time
         self._next_at = 0.0  # loop time
@@ -35,17 +37,33 @@ class HostPace:
         self.refusal: tuple[int | None, str | None] = (None, None)
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[str | None]:
-        """Wait for a connection and for the time of the next request. Where the host is left alone: why, at once."""
-        async with self._slots:
-            now = asyncio.get_running_loop().time()
+    async def turn(self, ready: Ready = nullcontext) -> AsyncIterator[str | None]:
+        """Wait until a request may go out. Where the host is left alone: why, at once.
+
+        Args:
+            ready: what all hosts wait for together, such as a place among all requests. It is waited for when the
+                host's own time has come, and given back when that passed to another request meanwhile: time between
+                requests is time between those that go out, and nobody who waits for a host keeps others waiting.
+        """
+        clock = asyncio.get_running_loop().time
+        async with self._connections:
+            now = clock()
             if self._ends_at is None:
                 self._ends_at = now + self._patience_s
-            while (closed := self._closed(now)) is None and (wait_s := self._next_at - now) > 0:
-                await asyncio.sleep(wait_s)
-                now = asyncio.get_running_loop().time()
-            if closed is None:
-                self._next_at = now + self.interval_s
+            while (closed := self._closed(now)) is None:
+                if (wait_s := self._next_at - now) > 0:
+                    await asyncio.sleep(wait_s)
+                    now = clock()
+                    continue
+                async with ready():
+                    closed = self._closed(now)  # as of then: that all hosts wait does not cost this one its patience
+                    now = clock()
+                    if closed is None and self._next_at > now:
+                        continue
+                    if closed is None:
+                        self._next_at = now + self.interval_s
+                    yield closed
+                    return
             yield closed
 
     def renew_patience(self) -> None:

@@ -294,6 +294,24 @@ def test_rows_of_a_short_outage_are_fetched_when_it_is_over(named_web, memory_io
     assert web.asked("/x") == 100  # what had come was not asked for again
 
 
+def test_visits_of_an_outage_are_told_as_well(named_web, memory_io, fast_config):
+    import threading
+
+    server, settings, urls = named_web
+    put_urls(memory_io, urls)
+    server.dies_after = 100
+    threading.Timer(0.5, server.start).start()
+    config = fast_config(**{**settings, "breaker_patience_s": 10.0, "respect_robots": False})
+    tables = FetchStage(config).run(0, memory_io)
+    visits = {}
+    for visit in tables["fetch_log"].to_pylist():
+        visits.setdefault(visit["image_id"], []).append(visit["outcome"])
+    came = [visits[image["image_id"]] for image in tables["images"].to_pylist() if image["ok"]]
+    assert len(came) == 100
+    assert ["dns", "ok"] in came
+    assert {visits[-1] for visits in came} == {"ok"}
+
+
 def test_a_name_that_leads_elsewhere_than_it_should_is_refused(web, nameserver, memory_io, fast_config):
     server = nameserver({"a.test": ["127.0.0.2"], "b.test": ["127.0.0.1", "10.0.0.1"], "c.test": ["127.0.0.1"]})
     put_urls(memory_io, [f"http://{name}.test/x" for name in "abc"])

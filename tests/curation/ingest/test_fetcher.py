@@ -1,5 +1,6 @@
 import asyncio
 import gzip
+import itertools
 import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -310,6 +311,50 @@ def test_a_host_is_asked_no_more_often_than_allowed(fetch, web, make_picture):
     fetch(*urls, per_host=6, per_host_interval_s=0.1)
     gaps = [b - a for a, b in zip(web.times, web.times[1:], strict=False)]
     assert min(gaps) > 0.07
+
+
+@pytest.mark.parametrize("asks", [b"Crawl-delay: 0.4", b"Allow: /"])
+def test_time_between_requests_is_kept_where_all_places_are_taken(fetch, web, make_picture, asks):
+    """Turns that came while other hosts took all places must not go out together."""
+    from aiohttp import web as aio
+
+    async def slow(request):
+        await asyncio.sleep(0.7)
+        return aio.Response(body=make_picture())
+
+    web.reply("a.test", "/robots.txt", b"User-agent: *\n" + asks)
+    for n in range(4):
+        web.reply("a.test", f"/{n}", make_picture())
+        web.on("b.test", f"/{n}", slow)
+        web.on("c.test", f"/{n}", slow)
+    urls = [f"http://{host}.test/{n}" for n in range(4) for host in "bca"]
+    values = {} if b"delay" in asks else {"per_host_interval_s": 0.4}
+    outcomes = fetch(*urls, respect_robots=True, concurrency=2, per_host=3, timeout_s=5.0, **values)
+    assert {outcome.reason for outcome in outcomes} == {None}
+    pairs = zip(web.requests, web.times, strict=True)
+    asked = [at for (host, path), at in pairs if host == "a.test" and path != "/robots.txt"]
+    assert min(b - a for a, b in itertools.pairwise(asked)) > 0.35
+
+
+def test_who_waits_for_a_host_keeps_no_others_waiting(fetch, web, make_picture):
+    for n in range(4):
+        web.reply("a.test", f"/{n}", make_picture())
+        web.reply("b.test", f"/{n}", make_picture())
+    urls = [f"http://{host}.test/{n}" for n in range(4) for host in "ab"]
+    outcomes = fetch(*urls, concurrency=1, per_host=4, per_host_interval_s=0.3)
+    assert {outcome.reason for outcome in outcomes} == {None}
+    assert web.times[-1] - web.times[0] < 1.3  # three pauses of each, at the same time
+
+
+def test_a_host_is_one_with_and_without_its_port(fetch, web, make_picture):
+    web.reply("a.test", "/x", make_picture())
+    location = {"Location": "http://a.test:80/x"}
+    for n in range(3):
+        web.reply("a.test", f"/{n}", status=302, headers=location)
+    fetch(*(f"http://a.test/{n}" for n in range(3)), per_host_interval_s=0.2)
+    gaps = [b - a for a, b in zip(web.times, web.times[1:], strict=False)]
+    assert len(gaps) == 5
+    assert min(gaps) > 0.15
 
 
 def test_a_host_is_one_whoever_asks(fetch, web, make_picture):

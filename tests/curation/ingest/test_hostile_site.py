@@ -70,6 +70,14 @@ def test_every_row_ends_with_its_class_and_nobody_else_is_contacted(site, ask):
     assert all(outcome.body is None or outcome.reason is None for outcome in outcomes)
 
 
+def test_every_forbidden_target_of_a_redirect_has_its_end():
+    from collections import Counter
+
+    assert HOSTILE["ENDS"].keys() == set(HOSTILE["FORBIDDEN"])
+    ends = Counter(HOSTILE["ENDS"].values())
+    assert ends == {"forbidden_address": 67, "bad_url": 6, "dns": 2, "http_4xx": 4}
+
+
 def test_the_address_that_was_judged_is_the_one_that_is_asked(ask, site):
     """A name that leads elsewhere a moment later: it is looked up once."""
     outcomes = ask([f"http://{HOSTILE['REBINDS']}/{n}.png" for n in range(5)])
