@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -58,16 +59,23 @@ def looked_at(memory: Any, shard: int, seeds: list[int], role: str = "pool") -> 
 CONFIG = DescriptorConfig(fit_pictures=12, fit_shards=2)
 
 
-@pytest.fixture
-def described(memory_io: Any) -> Any:
-    looked_at(memory_io, 0, list(range(10)))
-    looked_at(memory_io, 1, list(range(5, 15)))
-    looked_at(memory_io, 2, [90, 91])
-    looked_at(memory_io, 1_000_000, [3, 92], role="benchmark")
+@pytest.fixture(scope="module")
+def fitted(new_io: Any) -> Any:
+    memory = new_io()
+    looked_at(memory, 0, list(range(10)))
+    looked_at(memory, 1, list(range(5, 15)))
+    looked_at(memory, 2, [90, 91])
+    looked_at(memory, 1_000_000, [3, 92], role="benchmark")
     fit = FitDescriptor(CONFIG)
-    assert fit.folder("fit_descriptor", memory_io).startswith("fits/fit_descriptor/sift-vlad-dct-")
-    fit.run(memory_io, memory_io.map)
-    return memory_io
+    assert fit.folder("fit_descriptor", memory).startswith("fits/fit_descriptor/sift-vlad-dct-")
+    fit.run(memory, memory.map)
+    return memory
+
+
+@pytest.fixture
+def described(fitted: Any) -> Any:
+    """A fit takes half a minute: each test has a copy of one."""
+    return deepcopy(fitted)
 
 
 def describe(memory: Any, shard: int, rows: list[int] | None = None) -> Any:

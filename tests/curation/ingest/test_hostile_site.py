@@ -11,7 +11,7 @@ from curation.ingest.fetch import FetchConfig
 from curation.ingest.fetcher import Fetcher
 
 HOSTILE = runpy.run_path(str(Path(__file__).parents[2] / "hostile_site.py"))
-TIMEOUT_S = 6.0  # the site floods in the same process, on a machine that does other things too
+TIMEOUT_S = 5.0  # the site floods in the same process, on a machine that does other things too
 
 
 @pytest.fixture(scope="module")
