@@ -45,7 +45,11 @@ def disturb(lab, folder: Path, kind: str, delay_s: float, *more: str) -> bool:
 
 @pytest.mark.parametrize(
     ("kind", "executor"),
-    [("driver", ("execution.executor=inline",)), ("worker", RAY), ("everything", RAY)],
+    [
+        pytest.param("driver", ("execution.executor=inline",), marks=pytest.mark.matrix),  # as many seeds of the matrix
+        ("worker", RAY),
+        ("everything", RAY),
+    ],
 )
 def test_a_killed_run_goes_on_to_the_same_bytes(lab, undisturbed, tmp_path, kind, executor):
     moment = random.Random(kind).uniform(6.0, 14.0)
