@@ -5,6 +5,7 @@ import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 
@@ -25,9 +26,22 @@ def shared_data() -> Path:
     return folder
 
 
+class BucketServer(NamedTuple):
+    """An object store on loopback. The servers of a process share what they hold."""
+
+    place: str  # HOST:PORT
+
+    def new_bucket(self) -> str:
+        """The name of an empty bucket."""
+        name = f"bucket-{uuid.uuid4().hex}"
+        request = urllib.request.Request(f"http://{self.place}/{name}", method="PUT")
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
+        return name
+
+
 @pytest.fixture
-def in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[LocalStore], S3Store]]:
-    """Copies a folder into a bucket of a server on loopback; the same store over there."""
+def bucket_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[BucketServer]:
+    """A server, which the environment names to whoever asks for ``s3://``."""
     from moto.server import ThreadedMotoServer
 
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
@@ -42,22 +56,25 @@ def in_a_bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cal
         "NO_PROXY": "127.0.0.1",
     }.items():
         monkeypatch.setenv(name, value)
+    try:
+        yield BucketServer(f"{host}:{port}")
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def in_a_bucket(tmp_path: Path, bucket_server: BucketServer) -> Callable[[LocalStore], S3Store]:
+    """Copies a folder into a bucket; the same store over there."""
 
     def copied(local: LocalStore) -> S3Store:
-        bucket = f"small-{uuid.uuid4().hex}"  # the servers of a process share what they hold
-        request = urllib.request.Request(f"http://{host}:{port}/{bucket}", method="PUT")
-        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
-        store = S3Store(f"s3://{bucket}/pool")
+        store = S3Store(f"s3://{bucket_server.new_bucket()}/pool")
         for path in local.list(""):
             file = tmp_path / "upload"
             file.write_bytes(local.read(path))
             assert store.create(path, file)
         return store
 
-    try:
-        yield copied
-    finally:
-        server.stop()
+    return copied
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -24,7 +24,7 @@ from curation.ingest.guard import Contact
 from curation.ingest.pagefetcher import NOT_A_PAGE, PageFetcher, Refuses
 from curation.ingest.pages import Page, page_of_body, said_no
 from curation.ingest.pictures import PICTURE_SUFFIXES
-from curation.ingest.robots import NOFOLLOW_DIRECTIVES, Rules
+from curation.ingest.robots import NOFOLLOW_DIRECTIVES, Rules, forget_unreachable
 from curation.ingest.rows import SourceLine, SourceRow, broken_row
 from curation.ingest.suffix import registrable_domain
 from curation.ingest.takedown import Rules as Takedowns
@@ -113,10 +113,10 @@ class Crawler:
             while left:
                 left = await self._ask_once(fetcher, {place: candidates[place].url for place in sorted(left)}, found)
                 if left:
-                    self._forget_unreachable()
+                    forget_unreachable(self._rules)
                     fetcher.forget_failures()
         except (BaseExceptionGroup, OutageError) as error:
-            self._forget_unreachable()
+            forget_unreachable(self._rules)
             raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None
         return found
 
@@ -148,11 +148,6 @@ class Crawler:
             links = followable(page, at, respect_nofollow=self._config.respect_opt_out)
         page, num_links = page._replace(links=(), robots_directives=directives), len(page.links)
         return _Found(outcome, page, num_links, links)
-
-    def _forget_unreachable(self) -> None:
-        """What was seen of robots.txt in an outage says nothing of the site."""
-        for place in [place for place, rules in self._rules.items() if rules.state == "unreachable"]:
-            del self._rules[place]
 
     def _visit(self, candidate: Candidate, found: _Found | None, frontier: Frontier) -> Visit:
         """The row of a visit."""

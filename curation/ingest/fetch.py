@@ -21,7 +21,7 @@ from curation.ingest.guard import Guard
 from curation.ingest.local import TOO_LARGE, Read, read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
 from curation.ingest.resolver import Resolver
-from curation.ingest.robots import Rules
+from curation.ingest.robots import Rules, forget_unreachable
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.ingest.takedown import Rules as Takedowns
@@ -223,15 +223,11 @@ class FetchStage(ShardStage):
                 doubted = await self._fetch_once(rows, outcomes, spool, taken_down)
                 rows = [row for row in rows if row["image_id"] in doubted]
                 if doubted:
-                    self._forget_unreachable()
+                    forget_unreachable(self.rules)
         except (BaseExceptionGroup, OutageError) as error:
-            self._forget_unreachable()
+            forget_unreachable(self.rules)
             raise (error.exceptions[0] if isinstance(error, BaseExceptionGroup) else error) from None
         return outcomes
-
-    def _forget_unreachable(self) -> None:
-        """What was seen of robots.txt in an outage says nothing of the site."""
-        self.rules = {place: rules for place, rules in self.rules.items() if rules.state != "unreachable"}
 
     async def _fetch_once(
         self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], spool: _Spool, taken_down: Takedowns

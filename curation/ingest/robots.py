@@ -67,6 +67,12 @@ class Rules:
         return 0.0 if delay is None or not delay > 0 else float(delay)  # `nan` is none
 
 
+def forget_unreachable(known: dict[str, Rules]) -> None:
+    """After an outage: what was seen of robots.txt in it says nothing of the site."""
+    for authority in [authority for authority, rules in known.items() if rules.state == "unreachable"]:
+        del known[authority]
+
+
 class Robots:
     """What robots.txt of every authority says to an agent, asked for once.
 

@@ -102,37 +102,19 @@ def test_two_nodes_one_of_which_dies(lab, undisturbed, tmp_path):
     assert lab.digests(tmp_path) == lab.digests(undisturbed)
 
 
-def test_a_run_on_an_object_store_has_the_same_digests(lab, undisturbed, tmp_path, monkeypatch):
+def test_a_run_on_an_object_store_has_the_same_digests(lab, undisturbed, tmp_path, bucket_server):
     import obstore
-    from moto.server import ThreadedMotoServer
     from obstore.store import S3Store
 
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    try:
-        host, port = server.get_host_and_port()
-        for name, value in {
-            "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-            "AWS_ACCESS_KEY_ID": "test",
-            "AWS_SECRET_ACCESS_KEY": "test",
-            "AWS_REGION": "us-east-1",
-            "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
-            "NO_PROXY": "127.0.0.1",
-        }.items():
-            monkeypatch.setenv(name, value)
-        client = S3Store("lab", config={"allow_http": "true"})
-        import urllib.request
-
-        urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/lab", method="PUT")).close()
-        lab.curate("s3://lab")
-        for batch in obstore.list(client):
-            for item in batch:
-                target = tmp_path / item["path"]
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(bytes(obstore.get(client, item["path"]).bytes()))
-        assert lab.curate("s3://lab").summary.num_jobs == 0
-    finally:
-        server.stop()
+    bucket = bucket_server.new_bucket()
+    client = S3Store(bucket, config={"allow_http": "true"})
+    lab.curate(f"s3://{bucket}")
+    for batch in obstore.list(client):
+        for item in batch:
+            target = tmp_path / item["path"]
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(bytes(obstore.get(client, item["path"]).bytes()))
+    assert lab.curate(f"s3://{bucket}").summary.num_jobs == 0
     assert lab.digests(tmp_path) == lab.digests(undisturbed)
 
 

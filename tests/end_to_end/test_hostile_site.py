@@ -5,8 +5,6 @@ import os
 import runpy
 import subprocess
 import sys
-import urllib.request
-import uuid
 from pathlib import Path
 
 import pyarrow as pa
@@ -46,30 +44,12 @@ def names(site):
 
 
 @pytest.fixture(params=["disk", "s3"])
-def root(request, tmp_path, monkeypatch):
+def root(request, tmp_path):
     """Where pool and run lie, and the place of the object store."""
     if request.param == "disk":
-        yield str(tmp_path), []
-        return
-    from moto.server import ThreadedMotoServer
-
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    for name, value in {
-        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
-        "AWS_ACCESS_KEY_ID": "test",
-        "AWS_SECRET_ACCESS_KEY": "test",
-        "AWS_REGION": "us-east-1",
-        "AWS_VIRTUAL_HOSTED_STYLE_REQUEST": "false",
-        "NO_PROXY": "127.0.0.1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"hostile-{uuid.uuid4().hex}"
-    request = urllib.request.Request(f"http://{host}:{port}/{bucket}", method="PUT")
-    urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request).close()
-    yield f"s3://{bucket}", [f"{host}:{port}"]
-    server.stop()
+        return str(tmp_path), []
+    server = request.getfixturevalue("bucket_server")
+    return f"s3://{server.new_bucket()}", [server.place]
 
 
 def write_recipe(folder, root, lines, **fetch):

@@ -6,6 +6,7 @@ import pytest
 
 from curation.ingest.breaker import Breaker, Reached
 from curation.ingest.fetch import FetchConfig, FetchStage
+from curation.ingest.resolver import Resolver
 from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
@@ -329,5 +330,7 @@ def test_a_bad_name_server_is_a_configuration_error(place):
         FetchStage(FetchConfig(nameservers=[place])).preflight()
 
 
-def test_name_servers_may_be_given_in_all_forms():
-    FetchStage(FetchConfig(nameservers=["192.0.2.1", "192.0.2.1:5353", "2001:db8::1", "[2001:db8::1]:53"])).preflight()
+@pytest.mark.parametrize("place", ["192.0.2.1", "192.0.2.1:5353", "2001:db8::1", "[2001:db8::1]:53"])
+def test_name_servers_may_be_given_in_all_forms(place):
+    FetchStage(FetchConfig(nameservers=[place])).preflight()
+    assert Resolver([place])._nameservers == [place]
