@@ -215,7 +215,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path, default=shared, help="holds urls/; default: the folder LVD_SHARED_DATA")
     parser.add_argument("--folder", type=Path, help="for lists and pools, 3 GB, removed again")
     parser.add_argument("--sizes", type=int, nargs=2, default=[500_000, 5_000_000])
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path, default=Path("docs/benchmarks/urls.json"))
     parser.add_argument("--one", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
