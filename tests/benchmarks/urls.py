@@ -14,9 +14,8 @@ time beyond that of its start and the most memory that it ever held, libraries i
 reason drops is known, and checked. What 1,000 lines take is taken off: reading block lists and importing libraries is
 paid once, and would flatter the growth.
 
-One round is run, as for the JSON; of several (--rounds) the least counts, since whatever else the machine did only
-adds. Prints rows, writes a JSON, and ends with a
-line for each goal: memory, and 1.15 over the growth of the cost of a line.
+Of three rounds (--rounds) the least counts, since whatever else the machine did only adds. Prints rows, writes a JSON,
+and ends with a line for each goal: memory, and 1.15 over the growth of the cost of a line.
 """
 
 from __future__ import annotations
