@@ -7,6 +7,7 @@ import asyncio
 import gzip
 import io
 import itertools
+import socket
 import threading
 import zlib
 from collections import Counter
@@ -235,7 +236,8 @@ def slow(body: bytes) -> Handler:
 
     async def answer(visit: Visit) -> None:
         await visit.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body))
-        await visit.send(body[:-1])
+        for start in range(0, len(body) - 1, 65536):  # what waits to be sent takes no memory here
+            await visit.send(body[start : min(start + 65536, len(body) - 1)])
         await asyncio.sleep(1.0)
         await visit.send(body[-1:])
 
@@ -417,6 +419,7 @@ class HostileSite:
             self._stopped = asyncio.Event()
             server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
             self.port = server.sockets[0].getsockname()[1]
+            server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # what is counted as sent was taken
             self._loop = asyncio.get_running_loop()
             started.set()
             await self._stopped.wait()

@@ -57,6 +57,9 @@ class DescriptorConfig(Config):
     leakage_threshold: float | None = Field(None, gt=-1, lt=1, description="null: the descriptor's own")
     fit_pictures: int = Field(2000, ge=1, description="of sift-vlad-dct: pictures that fit words and whitening")
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
+    fit_at_least: int = Field(
+        800, ge=1, description="fewer are topped up with crops of photographs that come with scikit-image"
+    )
     fit_seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         "fp32", description="of the products of models with weights; held against fp32 before work"
@@ -88,7 +91,8 @@ class DescriptorConfig(Config):
     def model_values(self) -> dict[str, Any]:
         """What decides the vectors: the name without a path, the digest of the weights, the fit; a precision if low."""
         if self.kind == WEIGHT_FREE:
-            return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards, self.fit_seed]}
+            fit = [self.fit_pictures, self.fit_shards, self.fit_at_least, self.fit_seed]
+            return {"name": self.name, "fit": fit}
         name = "sscd" if self.kind == "sscd" else self.name
         path = self.weights_path
         low = {} if self.precision == "fp32" else {"precision": self.precision}

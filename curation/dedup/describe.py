@@ -43,8 +43,6 @@ def table_to_arrays(table: pa.Table) -> dict[str, np.ndarray]:
 
 # --- reading pictures -----------------------------------------------------------------------------------------------
 
-# A whitening of a few pictures tells nothing apart: small pools are topped up.
-MIN_FIT_PICTURES = 800
 _CROP_PX = 128
 PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 
@@ -117,8 +115,11 @@ def crops_of_installed_photographs(seed: int) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(rgb[top : top + _CROP_PX, left : left + _CROP_PX])
 
 
-def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, seed: int) -> pa.Table:
-    """The table ``fit_descriptor``; no row where the descriptor needs no fit (``num_pictures`` = 0)."""
+def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, at_least: int, seed: int) -> pa.Table:
+    """The table ``fit_descriptor``; no row where the descriptor needs no fit (``num_pictures`` = 0).
+
+    A whitening of a few pictures tells nothing apart, so a small pool is topped up with crops of installed photographs.
+    """
     from threadpoolctl import threadpool_limits
 
     from curation.dedup.siftvlad import fit_sift_vlad
@@ -130,7 +131,7 @@ def fit_descriptor(io: TaskIO, *, shards: list[int], num_pictures: int, seed: in
     def pictures() -> Iterator[np.ndarray]:
         for place in places:
             yield read_small(io, place)
-        yield from islice(crops_of_installed_photographs(seed), max(0, MIN_FIT_PICTURES - len(places)))
+        yield from islice(crops_of_installed_photographs(seed), max(0, at_least - len(places)))
 
     limits: Any = threadpool_limits(1)
     with limits:
@@ -167,6 +168,7 @@ class FitDescriptor(GlobalStage):
         args = {
             "shards": shards,
             "num_pictures": self.config.fit_pictures if fits else 0,
+            "at_least": self.config.fit_at_least,
             "seed": self.config.fit_seed,
         }
         reads = tuple(context.part(table, shard) for table in ("hashes", "detections") for shard in shards)

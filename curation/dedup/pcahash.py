@@ -22,7 +22,6 @@ import pyarrow as pa
 from pydantic import Field
 
 from curation.dedup.describe import (
-    MIN_FIT_PICTURES,
     arrays_to_table,
     crops_of_installed_photographs,
     read_small,
@@ -39,6 +38,7 @@ PCA_HASH = "pca_hash"  # as near.hash names it
 SIDE_PX = 32
 NUM_BITS = 64
 _MIN_STD = 0.5  # of the thumbnail, of 255: below, the picture is one colour and its axes are noise
+_FIT_AT_LEAST = 800
 _FIT_SEED = 0
 _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 
@@ -46,7 +46,9 @@ _PLACE = ["image_id", "small_object", "small_offset", "small_bytes"]
 class PcaHashConfig(Config):
     """What the axes of the PCA hash are fitted on. They are made where ``near.hash`` is pca_hash."""
 
-    fit_pictures: int = Field(2000, ge=1, description="pictures that fit the axes; fewer than 300 are topped up")
+    fit_pictures: int = Field(
+        2000, ge=1, description=f"pictures that fit the axes; fewer than {_FIT_AT_LEAST} are topped up"
+    )
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
 
 
@@ -106,7 +108,7 @@ def _one_thread() -> Any:
 def fit_pca_hash(io: TaskIO, *, shards: list[int], num_pictures: int) -> pa.Table:
     """The table ``fit_pca_hash``; no row where nothing asks for the hash (``num_pictures`` = 0).
 
-    A pool of fewer than 300 usable pictures, or of none, is topped up with crops of installed photographs, so that
+    A pool of fewer than 800 usable pictures, or of none, is topped up with crops of installed photographs, so that
     there always are 64 axes.
     """
     if num_pictures == 0:
@@ -116,7 +118,7 @@ def fit_pca_hash(io: TaskIO, *, shards: list[int], num_pictures: int) -> pa.Tabl
         return (pixels for pixels in map(thumbnail, pictures) if pixels is not None)
 
     found = list(usable(read_small(io, place) for place in sample_of(io, shards, num_pictures)))
-    found += islice(usable(crops_of_installed_photographs(_FIT_SEED)), max(0, MIN_FIT_PICTURES - len(found)))
+    found += islice(usable(crops_of_installed_photographs(_FIT_SEED)), max(0, _FIT_AT_LEAST - len(found)))
     with _one_thread():
         return arrays_to_table(fit_pca_axes(np.stack(found)))
 

@@ -16,7 +16,7 @@ from curation.dedup.copydescriptor import (
     open_descriptor,
     sscd_resnet50,
 )
-from curation.dedup.describe import MIN_FIT_PICTURES, Describe
+from curation.dedup.describe import Describe
 from curation.dedup.siftvlad import (
     DIM,
     MIRROR,
@@ -77,7 +77,7 @@ def test_fit_and_vector_are_deterministic(fit: dict[str, np.ndarray]) -> None:
 def test_copies_are_above_the_threshold_and_others_below() -> None:
     config = DescriptorConfig()
     # As many as the smallest pool is topped up to.
-    descriptor = open_descriptor(config, fit_sift_vlad((picture(1000 + n) for n in range(MIN_FIT_PICTURES)), seed=0))
+    descriptor = open_descriptor(config, fit_sift_vlad((picture(1000 + n) for n in range(config.fit_at_least)), seed=0))
     originals = [picture(seed) for seed in range(20)]
     edited = [
         edit

@@ -56,7 +56,7 @@ def looked_at(memory: Any, shard: int, seeds: list[int], role: str = "pool") -> 
     memory.keep("safety", shard, ids[:-1], names)
 
 
-CONFIG = DescriptorConfig(fit_pictures=12, fit_shards=2)
+CONFIG = DescriptorConfig(fit_pictures=12, fit_shards=2, fit_at_least=40)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def fitted(new_io: Any) -> Any:
 
 @pytest.fixture
 def described(fitted: Any) -> Any:
-    """A fit takes half a minute: each test has a copy of one."""
+    """A fit takes seconds: each test has a copy of one."""
     return deepcopy(fitted)
 
 
@@ -121,9 +121,12 @@ def test_fits_and_their_arrays_are_stored_whole(described: Any) -> None:
 
 def test_folders_tell_models_and_fits_apart(described: Any) -> None:
     one = Describe(CONFIG).folder("descriptors", described)
-    two = Describe(DescriptorConfig(fit_pictures=13)).folder("descriptors", described)
+    others = [
+        Describe(CONFIG.model_copy(update=change)).folder("descriptors", described)
+        for change in ({"fit_pictures": 13}, {"fit_shards": 3}, {"fit_at_least": 41}, {"fit_seed": 1})
+    ]
     assert one.startswith("descriptors/sift-vlad-dct-")
-    assert one != two
+    assert len({one, *others}) == 5
 
 
 def test_a_descriptor_with_weights_needs_no_fit(described: Any, tmp_path: Any) -> None:
