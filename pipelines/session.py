@@ -56,6 +56,7 @@ from training.config import ConfigError
 
 STATE = "state.json"
 RECIPE = "recipe.yaml"
+STAMPS = "sources.json"  # of the pool: which files the rows of each source were read from
 PAGES_PURGED = "pages_purged.txt"  # the facts that the last pages of a run were made with, or later ones
 _BEFORE_FETCHED = ("screen_keys", "url_duplicates", "screened", "fetch")
 
@@ -474,23 +475,30 @@ def _register(
         else:
             unregistered.append(Part("pool", "urls", shard))
 
+    stamped = pool.read(STAMPS).decode() if pool.exists(STAMPS) else "{}"
     sources = register(
         named_sources(recipe),
         previous,
         shard_rows=recipe.shard_rows,
         write=write,
         crawled=lambda name: crawled_lines(pool, name),
+        stamps=(stamps := json.loads(stamped)),
     )
-    if previous is not None and sources.equals(previous):
-        return sources
+    if previous is None or not sources.equals(previous):
+        _say_registered(sources, previous, say)
+        if unregistered is None:
+            _commit(pool, SOURCES, sources, scratch)
+    if unregistered is None and (text := json.dumps(stamps, sort_keys=True)) != stamped:
+        put_text(pool, STAMPS, text, scratch)
+    return sources
+
+
+def _say_registered(sources: pa.Table, previous: pa.Table | None, say: Callable[[str], None]) -> None:
     before = {} if previous is None else {row["name"]: row["num_rows"] for row in previous.to_pylist()}
     for row in sources.to_pylist():
         more = row["num_rows"] - before.get(row["name"], 0)
         if more:
             say(f"register {row['role']} {row['name']!r}: {more:,} rows more, {row['num_rows']:,} in all")
-    if unregistered is None:
-        _commit(pool, SOURCES, sources, scratch)
-    return sources
 
 
 def _forget_half_registered(pool: Store, sources: pa.Table, scratch: Path) -> None:

@@ -419,7 +419,8 @@ class HostileSite:
             self._stopped = asyncio.Event()
             server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=1 << 20)
             self.port = server.sockets[0].getsockname()[1]
-            server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)  # what is counted as sent was taken
+            # So that what counts as sent was taken, or nearly.
+            server.sockets[0].setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 16)
             self._loop = asyncio.get_running_loop()
             started.set()
             await self._stopped.wait()

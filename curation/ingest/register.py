@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curation.ingest.address import AddressError, parse_address
 from curation.ingest.rows import SourceLine, SourceRow
-from curation.ingest.sources import SourceConfig, check_source, read_lines
+from curation.ingest.sources import SourceConfig, check_source, read_lines, stamp
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Role, first_shard, image_ids
 from training.config import ConfigError
 
@@ -38,12 +38,15 @@ def register(
     shard_rows: int,
     write: Write,
     crawled: Crawled | None = None,
+    stamps: dict[str, str],
 ) -> pa.Table:
     """Scan all sources and hand the shards that are new or have grown to ``write``; returns the new table ``sources``.
 
     A source keeps the number that it was given first, also when the recipe no longer names it. It may grow at its end:
-    its first rows are held against the digest that they had. One shard is held in memory at a time. ``crawled`` gives
-    the rows of a source of kind pages: what its crawl found until now.
+    its first rows are held against the digest that they had. One shard is held in memory at a time.
+
+    A source whose files are as they were when it was last read is not read again: ``stamps`` says by name what was
+    read, and is kept up. ``crawled`` gives the rows of a source of kind pages: what its crawl found until now.
 
     Raises:
         ConfigError: a source changed instead of being extended, plays another role, or the pool has other shards.
@@ -66,8 +69,12 @@ def register(
     for name, role, config in named:
         known = _known(rows.get(name), number=len(rows))
         try:
+            files = stamp(config)  # as they are before they are read: what changes meanwhile is read again
+            if files is not None and name in rows and stamps.get(name) == f"{known.digest} {files}":
+                continue
             lines = crawled(name) if crawled is not None and config.kind == "pages" else read_lines(config)
             rows[name] = _scan((name, role, config), lines, known=known, shard_rows=shard_rows, write=write)
+            stamps[name] = f"{rows[name]['digest']} {files}"
         except ConfigError as error:
             raise ConfigError(f"{SECTION_OF_ROLE[role]}.{name}: {error}") from None
     ordered = sorted(rows.values(), key=lambda row: int(row["source_id"]))

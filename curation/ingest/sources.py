@@ -6,6 +6,8 @@ than one of a thousand. Of a tar the names of all pictures are held, since one t
 
 from __future__ import annotations
 
+import hashlib
+import time
 import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -41,6 +43,7 @@ _SUFFIXES: dict[str, tuple[str, ...]] = {
     "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"),
     "parquet": (".parquet",),
 }
+_SETTLED_S = 2.0  # more than clocks of file systems are coarse
 _TEXTS = ("url", "page_url", "alt_text", "label")
 
 
@@ -257,6 +260,25 @@ def source_files(config: SourceConfig) -> list[File]:
             article = "a list" if kind == "list" else "an archive"
             raise ConfigError(f"location: {file.path!r}: {article} ends in one of {suffixes}")
     return sorted(files, key=lambda file: PurePosixPath(file.name))
+
+
+def stamp(config: SourceConfig) -> str | None:
+    """A digest that stays as long as the files of a source do, and the way they are read; None where nothing tells.
+
+    Nothing does of pages, which are visited, and of folders of pictures, which are read by listing them. A file that
+    changed a moment ago may do so once more without another time, so it is not relied upon yet.
+
+    Raises:
+        ConfigError: nothing is there, or a bucket does not answer.
+    """
+    if config.kind in ("pages", "folder"):
+        return None
+    digest = hashlib.sha256(config.model_dump_json(exclude={"expected_rows"}).encode())
+    for file in source_files(config):
+        if not file.path.startswith("s3://") and time.time() - int(file.tag) / 1e9 < _SETTLED_S:
+            return None
+        digest.update(repr((file.name, file.num_bytes, file.tag)).encode())
+    return digest.hexdigest()
 
 
 def _nothing_there(location: str, kind: SourceKind) -> str:

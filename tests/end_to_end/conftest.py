@@ -29,7 +29,7 @@ SMALL_FIT = (
     "descriptor.duplicate_threshold=0.5",
     "descriptor.leakage_threshold=0.5",
 )
-TIMES = ("fetch_log", "state.json", "recipe.yaml", "requests.jsonl", "lease.json", "report.html")
+TIMES = ("fetch_log", "state.json", "recipe.yaml", "requests.jsonl", "lease.json", "report.html", "sources.json")
 
 
 class Lab:

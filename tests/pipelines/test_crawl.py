@@ -140,6 +140,7 @@ def test_a_crawl_is_written_once_and_registered_in_order(lab):
         shard_rows=10,
         write=shards.__setitem__,
         crawled=lambda name: crawled_lines(lab.pool, name),
+        stamps={},
     )
     assert sources.to_pylist()[0]["num_rows"] == 23
     assert [row["file_line"] for row in shards[0].to_pylist()][:3] == [1, 2, 1]

@@ -1,11 +1,13 @@
 import gzip
+import os
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from curation.ingest.register import register
-from curation.ingest.sources import SourceConfig
+from curation.ingest.sources import SourceConfig, read_lines
 from curation.schema import TABLES
 from training.config import ConfigError
 
@@ -14,6 +16,7 @@ class Pool:
     def __init__(self):
         self.sources = None
         self.shards = {}
+        self.stamps = {}
         self.written = []
 
     def register(self, *named, shard_rows=10):
@@ -24,7 +27,7 @@ class Pool:
             self.written.append(shard)
             self.shards[shard] = table
 
-        self.sources = register(list(named), self.sources, shard_rows=shard_rows, write=write)
+        self.sources = register(list(named), self.sources, shard_rows=shard_rows, write=write, stamps=self.stamps)
         assert self.sources.schema.equals(TABLES["sources"].schema)
         return self.sources
 
@@ -76,6 +79,44 @@ def test_an_unchanged_source_writes_nothing(tmp_path):
     before = pool.register(("a", "pool", config))
     assert pool.register(("a", "pool", config)).equals(before)
     assert pool.written == []
+
+
+def backdated(config, seconds=60):
+    """The same source, as if nobody had touched it for a while."""
+    path = Path(config.location)
+    then = path.stat().st_mtime_ns - int(seconds * 1e9)
+    os.utime(path, ns=(then, then))
+    return config
+
+
+def test_a_source_whose_files_are_as_they_were_is_not_read_again(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("curation.ingest.register.read_lines", lambda config: read.append(1) or read_lines(config))
+    pool = Pool()
+    config = backdated(url_list(tmp_path / "a.txt", 25))
+    before = pool.register(("a", "pool", config))
+    assert pool.register(("a", "pool", config)).equals(before)
+    assert len(read) == 1
+    pool.register(("a", "pool", config.model_copy(update={"expected_rows": 7})))
+    assert len(read) == 1
+    pool.register(("a", "pool", backdated(config)))  # same rows, another time
+    assert len(read) == 2
+    grown = backdated(url_list(tmp_path / "a.txt", 28), seconds=60)
+    assert pool.register(("a", "pool", grown))["num_rows"].to_pylist() == [28]
+    other = url_list(tmp_path / "a.txt", 28, start=100)
+    with pytest.raises(ConfigError, match="changed instead of being extended"):
+        pool.register(("a", "pool", backdated(other, seconds=120)))
+
+
+def test_a_file_that_was_just_written_is_not_relied_upon(tmp_path):
+    """Another of the same size may be written within what a file system's clock tells apart."""
+    pool = Pool()
+    config = url_list(tmp_path / "a.txt", 25)
+    pool.register(("a", "pool", config))
+    then = Path(config.location).stat().st_mtime_ns
+    url_list(tmp_path / "a.txt", 26)
+    os.utime(config.location, ns=(then, then))
+    assert pool.register(("a", "pool", config))["num_rows"].to_pylist() == [26]
 
 
 @pytest.mark.parametrize(
@@ -203,7 +244,7 @@ def test_what_goes_wrong_with_writing_is_not_the_list(tmp_path):
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
-        register([("a", "pool", url_list(tmp_path / "a.txt", 25))], None, shard_rows=10, write=write)
+        register([("a", "pool", url_list(tmp_path / "a.txt", 25))], None, shard_rows=10, write=write, stamps={})
 
 
 def test_broken_lines_have_ids_too(tmp_path):
