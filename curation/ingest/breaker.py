@@ -148,9 +148,9 @@ class Breaker:
                 is_out = True
                 if waited_s >= self.config.breaker_patience_s:
                     probed = ", ".join(host for host, _ in self._probed())
-                    text = self._text(f"and hosts reached before cannot be reached now ({probed})")
-                    # So few may be down by themselves.
-                    raise OutageError(text if len(self._probed()) == _NUM_PROBES else text + _WAY_OUT)
+                    raise OutageError(
+                        self._text(f"and hosts reached before cannot be reached now ({probed})") + _WAY_OUT
+                    )
                 pause_s = min(max(1.0, waited_s), self.config.breaker_patience_s - waited_s)
                 await asyncio.sleep(pause_s)
                 waited_s += pause_s

@@ -75,6 +75,11 @@ class FetchConfig(Config):
         json_schema_extra=EXECUTION,
         description="Crawl-delay that is kept; a host that asks for more in its robots.txt is left alone (crawl_delay)",
     )
+    verify_certificates: bool = Field(
+        default=True,
+        json_schema_extra=EXECUTION,
+        description="of https; false: whoever answers is believed, and bad_certificate does not occur",
+    )
     timeout_s: float = Field(default=20.0, gt=0, json_schema_extra=EXECUTION, description="of one visit, body included")
     attempts: int = Field(default=3, ge=1, json_schema_extra=EXECUTION, description="visits, when failures may pass")
     backoff_s: float = Field(default=1.0, ge=0, json_schema_extra=EXECUTION, description="first wait; it doubles")

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Self
 from curation.ingest import robots
 from curation.ingest.body import CODINGS, PictureBody, unpacked_start
 from curation.ingest.breaker import Reached
+from curation.ingest.certificates import tls_context
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
 from curation.ingest.resolver import NUM_LOOKUPS, Resolver
@@ -52,6 +53,7 @@ PERMANENT = (
     "crawl_delay",
     "opt_out",
     "http_4xx",
+    "bad_certificate",
     "too_many_redirects",
     "too_large",
     "not_an_image",
@@ -184,7 +186,9 @@ class Fetcher:
         # The system's look-ups take a thread each, and the loop's own pool is as small as the machine.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_LOOKUPS, "lookup"))
         self._session = aiohttp.ClientSession(
-            connector=self._guard.connector(limit=self.config.concurrency),
+            connector=self._guard.connector(
+                limit=self.config.concurrency, tls=tls_context(verify=self.config.verify_certificates)
+            ),
             cookie_jar=aiohttp.DummyCookieJar(),  # what one answer sets must not change another
             timeout=aiohttp.ClientTimeout(total=None),
             headers={
@@ -395,6 +399,8 @@ class Fetcher:
             answer.reason = "forbidden_address"
         except aiohttp.ClientConnectorDNSError:
             answer.reason = "dns"
+        except aiohttp.ClientConnectorCertificateError:
+            answer.reason = "bad_certificate"
         except aiohttp.InvalidURL:
             answer.reason = "bad_url"
         except (aiohttp.ClientError, OSError):

@@ -23,6 +23,8 @@ from curation.ingest.resolver import LookupFailedError, Resolver
 from training.config import ConfigError
 
 if TYPE_CHECKING:
+    import ssl
+
     from aiohttp import TCPConnector
     from aiohttp.abc import ResolveResult
 
@@ -206,7 +208,7 @@ class Guard:
             self.contact(address, port)
         return socket.socket(family, kind, protocol)
 
-    def connector(self, *, limit: int) -> TCPConnector:
+    def connector(self, *, limit: int, tls: ssl.SSLContext) -> TCPConnector:
         """A connector for aiohttp that goes through this guard; to be made inside the running loop."""
         import aiohttp
         from aiohttp.abc import AbstractResolver
@@ -236,6 +238,7 @@ class Guard:
         return GuardedConnector(
             resolver=GuardedResolver(),
             socket_factory=self.socket_for,
+            ssl=tls,
             limit=limit,
             ttl_dns_cache=int(_REMEMBER_S),
             keepalive_timeout=5.0,

@@ -69,7 +69,8 @@ def test_when_no_known_host_is_there_the_shard_ends():
         count(breaker, [(f"h{n}.example", None if n < 95 else "dns") for n in range(1000)])
     assert str(caught.value) == (
         "5 of the last 10 hosts failed (5 dns) and hosts reached before cannot be reached now (k2.example, k3.example, "
-        "k4.example); check the name server and the network: nothing of this shard was recorded"
+        "k4.example); check the name server and the network: nothing of this shard was recorded; where they are gone "
+        "for good, fetch.breaker=false records that"
     )
     assert len(probed) == 3
 
