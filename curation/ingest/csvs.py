@@ -10,6 +10,8 @@ from curation.ingest.address import address_error
 Cells = list[str]
 
 _MAX_LINES = 1000  # of one record; csv itself bounds a cell, at 131,072 letters
+MAX_LINE = 16 << 20  # letters; of a longer line no more than one of them is to be given
+_TOO_LONG = f"a line of more than {MAX_LINE:,} letters"
 
 
 class Records:
@@ -62,6 +64,8 @@ class Records:
 
     def _is_whole(self, cells: Cells) -> bool:
         held = self._held
+        if any(len(line) > MAX_LINE for line in held.lines):
+            return False
         if held.is_open or len(held.lines) == 1:
             return not held.is_open
         try:
@@ -81,6 +85,8 @@ class Records:
 
     def _alone(self, line: str) -> Cells | str:
         """Cells of one line; a quote that is not closed in it is a letter, if so it has the cells of the header."""
+        if len(line) > MAX_LINE:
+            return _TOO_LONG
         held = _Held([line])
         try:
             cells = next(csv.reader(held, delimiter=self._delimiter))

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
 
-from curation.ingest.csvs import Records
+from curation.ingest.csvs import MAX_LINE, Records
 from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, batch_values, broken_row, open_parquet
 from training.config import ConfigError
 from training.data.files import open_file
@@ -76,7 +76,7 @@ def list_header(path: str) -> list[str] | None:
             if suffix == ".json":
                 _array_start(path, _text(stream))
                 return None
-            return Records(_text(stream), "," if suffix == ".csv" else "\t").header
+            return Records(_text_lines(stream), "," if suffix == ".csv" else "\t").header
     except (csv.Error, OSError, EOFError, zlib.error) as error:
         raise ConfigError(f"location: {path!r} is no {suffix[1:]} file: {error}") from None
 
@@ -106,7 +106,7 @@ def _read_txt(path: str) -> Lines:
 
 def _read_csv(path: str, columns: Mapping[str, str], delimiter: str) -> Lines:
     with _open(path) as file:
-        records = Records(_text(file), delimiter, columns.get("url"))
+        records = Records(_text_lines(file), delimiter, columns.get("url"))
         for place, cells in records:
             if isinstance(cells, str):
                 yield place, broken_row(f"not csv: {cells}")
@@ -227,6 +227,15 @@ def _open(path: str) -> Iterator[IO[bytes]]:
                 yield io.BufferedReader(unpacked)
         else:
             yield file
+
+
+def _text_lines(file: IO[bytes]) -> Iterator[str]:
+    """Lines of a text; of one that is too long for a record a letter more than it may have."""
+    text = _text(file)
+    while line := text.readline(MAX_LINE + 1):
+        yield line
+        while len(line) > MAX_LINE and not line.endswith(("\n", "\r")):
+            line = text.readline(MAX_LINE + 1)
 
 
 def _text(file: IO[bytes]) -> io.TextIOWrapper:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest import lists
+from curation.ingest import csvs, lists
 from curation.ingest.address import canonical_url
 from curation.ingest.local import TOO_LARGE, read_local
 from curation.ingest.sources import SourceConfig, check_source, read_lines
@@ -318,18 +318,38 @@ def test_a_line_without_an_end_is_a_row_and_not_held(tmp_path, monkeypatch):
     assert [row.error for row in rows_of(tmp_path / "a.jsonl")] == [None, error] * 2
 
 
-def test_a_packed_line_without_an_end_takes_no_memory(tmp_path):
-    with gzip.open(tmp_path / "a.txt.gz", "wb", compresslevel=1) as file:
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_a_line_of_csv_without_an_end_is_a_row_too(tmp_path, monkeypatch, end):
+    for module in (lists, csvs):
+        monkeypatch.setattr(module, "MAX_LINE", 100)
+    monkeypatch.setattr(csvs, "_TOO_LONG", "too long")
+    long = "not csv: too long"
+    for length in (101, 102, 202, 203, 1000):
+        for start in ("", "http://a.test/x.jpg,", '"'):  # the quote that it leaves open takes no other line
+            line = (start + "x" * length)[: max(length, 101)]
+            (tmp_path / "a.csv").write_text(end.join(["url,text", f"{GOOD},a", line, f"{GOOD},b", line]), newline="")
+            found = [(line.file_line, line.row.error) for line in lines_of(tmp_path / "a.csv")]
+            assert found == [(2, None), (3, long), (4, None), (5, long)], (length, start)
+    (tmp_path / "a.csv").write_text("x" * 1000)
+    with pytest.raises(ConfigError, match=r"a\.csv' is no csv file: too long"):
+        rows_of(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("suffix", ["txt", "csv"])
+def test_a_packed_line_without_an_end_takes_no_memory(tmp_path, suffix):
+    with gzip.open(tmp_path / f"a.{suffix}.gz", "wb", compresslevel=1) as file:
+        file.write(b"url\n" if suffix == "csv" else b"")
         for _ in range(100):
-            file.write(bytes(1 << 20))
+            file.write(b"x" * (1 << 20))
         file.write(f"\n{GOOD}\n".encode())
     tracemalloc.start()
     try:
-        errors = [row.error for row in rows_of(tmp_path / "a.txt.gz")]
+        errors = [row.error for row in rows_of(tmp_path / f"a.{suffix}.gz")]
         assert tracemalloc.get_traced_memory()[1] < 50 << 20
     finally:
         tracemalloc.stop()
-    assert errors == ["a line of more than 16,777,216 bytes", None]
+    said = {"txt": "a line of more than 16,777,216 bytes", "csv": "not csv: field larger than field limit (131072)"}
+    assert errors == [said[suffix], None]
 
 
 def sparse_member(name, num_bytes):
