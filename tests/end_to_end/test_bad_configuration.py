@@ -64,7 +64,9 @@ def test_rules_of_block_lists_that_are_none(capsys, tmp_path, fresh):
 def test_a_descriptor_without_thresholds(capsys, tmp_path, fresh):
     weights = tmp_path / "weights.pt"
     weights.write_bytes(b"x")
-    line = refused(capsys, "smoke", *fresh, "descriptor.name=timm:resnet10t", f"descriptor.weights={weights}")
+    unknown = ("descriptor.duplicate_threshold=null", "descriptor.leakage_threshold=null")
+    model = ("descriptor.name=timm:resnet10t", f"descriptor.weights={weights}")
+    line = refused(capsys, "smoke", *fresh, *unknown, *model)
     assert "descriptor.duplicate_threshold: got none, and none is known for 'timm:resnet10t'" in line
 
 
