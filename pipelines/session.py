@@ -412,7 +412,7 @@ def _remove_tars(run: Store, stages: Sequence[Stage]) -> None:
 
 def put_text(store: Store, path: str, text: str, scratch: Path) -> None:
     """Put a text in place in one step; one that is there already stays as it is."""
-    if store.exists(path) and store.read(path).decode() == text:
+    if store.exists(path) and store.read(path) == text.encode():
         return
     file = scratch / "put"
     file.write_text(text, encoding="utf-8")
@@ -475,22 +475,32 @@ def _register(
         else:
             unregistered.append(Part("pool", "urls", shard))
 
-    stamped = pool.read(STAMPS).decode() if pool.exists(STAMPS) else "{}"
+    before = _stamps(pool)
+    stamps = dict(before)
     sources = register(
         named_sources(recipe),
         previous,
         shard_rows=recipe.shard_rows,
         write=write,
         crawled=lambda name: crawled_lines(pool, name),
-        stamps=(stamps := json.loads(stamped)),
+        stamps=stamps,
     )
     if previous is None or not sources.equals(previous):
         _say_registered(sources, previous, say)
         if unregistered is None:
             _commit(pool, SOURCES, sources, scratch)
-    if unregistered is None and (text := json.dumps(stamps, sort_keys=True)) != stamped:
-        put_text(pool, STAMPS, text, scratch)
+    if unregistered is None and stamps != before:
+        put_text(pool, STAMPS, json.dumps(stamps, sort_keys=True), scratch)
     return sources
+
+
+def _stamps(pool: Store) -> dict[str, str]:
+    """What the sources of a pool were read from, by name; what is damaged says nothing, and all is read again."""
+    try:
+        found = json.loads(pool.read(STAMPS)) if pool.exists(STAMPS) else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _say_registered(sources: pa.Table, previous: pa.Table | None, say: Callable[[str], None]) -> None:

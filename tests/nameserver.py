@@ -30,6 +30,10 @@ class NameServer:
     def place(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    @property
+    def alive(self) -> bool:
+        return self._thread is not None and self._thread.is_alive()
+
     def start(self) -> "NameServer":
         """Start, or start again at the same port."""
         self._stop.clear()

@@ -29,6 +29,7 @@ from curation.weights import file_sha256
 from training.config import EXECUTION, Config, ConfigError
 
 WEIGHT_FREE = "sift-vlad-dct"
+FIT_AT_LEAST = 800  # pictures: with fewer its thresholds say nothing
 _ALLOWED = f"{WEIGHT_FREE}, sscd:PATH, timm:NAME, open_clip:NAME/TAG"
 _PROBE_PX = 288  # a black picture, to learn how many features a model has
 
@@ -58,7 +59,10 @@ class DescriptorConfig(Config):
     fit_pictures: int = Field(2000, ge=1, description="of sift-vlad-dct: pictures that fit words and whitening")
     fit_shards: int = Field(16, ge=1, description="first shards of the pool that they are drawn from")
     fit_at_least: int = Field(
-        800, ge=1, description="fewer are topped up with crops of photographs that come with scikit-image"
+        FIT_AT_LEAST,
+        ge=1,
+        description="fewer are topped up with crops of photographs that come with scikit-image; with less than "
+        f"{FIT_AT_LEAST} of them cosines are higher, and the thresholds must be given",
     )
     fit_seed: int = 0
     precision: Literal["fp32", "bf16", "fp16"] = Field(
@@ -91,8 +95,8 @@ class DescriptorConfig(Config):
     def model_values(self) -> dict[str, Any]:
         """What decides the vectors: the name without a path, the digest of the weights, the fit; a precision if low."""
         if self.kind == WEIGHT_FREE:
-            fit = [self.fit_pictures, self.fit_shards, self.fit_at_least, self.fit_seed]
-            return {"name": self.name, "fit": fit}
+            fewer = [] if self.fit_at_least == FIT_AT_LEAST else [self.fit_at_least]
+            return {"name": self.name, "fit": [self.fit_pictures, self.fit_shards, self.fit_seed, *fewer]}
         name = "sscd" if self.kind == "sscd" else self.name
         path = self.weights_path
         low = {} if self.precision == "fp32" else {"precision": self.precision}
@@ -104,13 +108,15 @@ class DescriptorConfig(Config):
         Raises:
             ConfigError: neither knows one.
         """
-        known = KNOWN_THRESHOLDS.get(self.kind)
+        is_poor = self.kind == WEIGHT_FREE and self.fit_at_least < FIT_AT_LEAST
+        known = None if is_poor else KNOWN_THRESHOLDS.get(self.kind)
         given = {"duplicate_threshold": self.duplicate_threshold, "leakage_threshold": self.leakage_threshold}
         for key, value in given.items():
             if value is None and known is None:
+                fit = f" with a fit of fewer than {FIT_AT_LEAST} pictures" if is_poor else ""
                 raise ConfigError(
-                    f"descriptor.{key}: got none, and none is known for {self.name!r}; allowed: a cosine between -1 "
-                    f"and 1, or a descriptor with known thresholds ({', '.join(sorted(KNOWN_THRESHOLDS))}); "
+                    f"descriptor.{key}: got none, and none is known for {self.name!r}{fit}; allowed: a cosine between "
+                    f"-1 and 1, or a descriptor with known thresholds ({', '.join(sorted(KNOWN_THRESHOLDS))}); "
                     "measure one with tests/benchmarks/copies.py"
                 )
         return Thresholds(

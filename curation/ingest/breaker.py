@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from curation.ingest.fetch import FetchConfig
 
 # What a row ends as where nothing answers; each may as well be the host's own fault.
-UNREACHED = ("dns", "connection", "timeout", "robots_unreachable")
+UNREACHED = ("dns", "connection", "bad_certificate", "timeout", "robots_unreachable")
 _NUM_PROBES = 3  # hosts: one of them may be down by itself
 _MAX_KNOWN = 64
 _PATIENCE_WHERE_ANSWERED = 10  # times ``breaker_hosts``, before any host was reached

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 TRANSIENT = (
     "dns",
     "connection",
+    "bad_certificate",
     "timeout",
     "robots_unreachable",
     "rate_limited",
@@ -53,7 +54,6 @@ PERMANENT = (
     "crawl_delay",
     "opt_out",
     "http_4xx",
-    "bad_certificate",
     "too_many_redirects",
     "too_large",
     "not_an_image",
@@ -172,7 +172,13 @@ class Fetcher:
         self._reached = Reached() if reached is None else reached
         self._scratch = scratch
         self._resolver = Resolver(config.nameservers, self._reached.named)
-        self._guard = Guard(config.resolve, contact, resolver=self._resolver, checked=config.resolve_checked)
+        self._guard = Guard(
+            config.resolve,
+            contact,
+            resolver=self._resolver,
+            checked=config.resolve_checked,
+            tls=tls_context(verify=config.verify_certificates),
+        )
         self.is_there = self._guard.is_there
         self.calm = asyncio.Event()  # cleared by whoever wants no request to go out
         self.calm.set()
@@ -186,9 +192,7 @@ class Fetcher:
         # The system's look-ups take a thread each, and the loop's own pool is as small as the machine.
         asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(NUM_LOOKUPS, "lookup"))
         self._session = aiohttp.ClientSession(
-            connector=self._guard.connector(
-                limit=self.config.concurrency, tls=tls_context(verify=self.config.verify_certificates)
-            ),
+            connector=self._guard.connector(limit=self.config.concurrency),
             cookie_jar=aiohttp.DummyCookieJar(),  # what one answer sets must not change another
             timeout=aiohttp.ClientTimeout(total=None),
             headers={

@@ -32,7 +32,8 @@ Contact = Callable[[str, int], None]
 
 # Ports at which a web server may stand: these two, and those that need no privilege, without those of other protocols
 # (the list of the Fetch standard, "block bad port").
-_WEB_PORTS = (80, 443)
+_HTTPS_PORT = 443
+_WEB_PORTS = (80, _HTTPS_PORT)
 _BAD_PORTS = frozenset(
     (1719, 1720, 1723, 2049, 3659, 4045, 4190, 5060, 5061, 6000, 6566, *range(6665, 6670), 6679, 6697, 10080)
 )
@@ -122,10 +123,12 @@ class Guard:
         *,
         resolver: Resolver | None = None,
         checked: bool = False,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.exempt = {host.lower(): _pair(host, place) for host, place in exempt.items()}
         self.contact = contact
         self._checked = checked
+        self.tls = tls
         self._resolver = Resolver() if resolver is None else resolver
 
     def exemption(self, host: str, port: int) -> tuple[str, int] | None:
@@ -182,8 +185,14 @@ class Guard:
                 address = (place["host"], place["port"])
                 with self.socket_for((place["family"], socket.SOCK_STREAM, place["proto"], "", address)) as probe:
                     probe.setblocking(False)
-                    await asyncio.get_running_loop().sock_connect(probe, address)
-        except (OSError, ForbiddenAddressError):  # TimeoutError is an OSError
+                    loop = asyncio.get_running_loop()
+                    await loop.sock_connect(probe, address)
+                    if port == _HTTPS_PORT and self.tls is not None:
+                        talk, _ = await loop.create_connection(
+                            asyncio.Protocol, sock=probe, ssl=self.tls, server_hostname=host
+                        )
+                        talk.abort()
+        except (OSError, ForbiddenAddressError):  # TimeoutError is an OSError, and so is what TLS raises
             return False
         return True
 
@@ -208,7 +217,7 @@ class Guard:
             self.contact(address, port)
         return socket.socket(family, kind, protocol)
 
-    def connector(self, *, limit: int, tls: ssl.SSLContext) -> TCPConnector:
+    def connector(self, *, limit: int) -> TCPConnector:
         """A connector for aiohttp that goes through this guard; to be made inside the running loop."""
         import aiohttp
         from aiohttp.abc import AbstractResolver
@@ -238,7 +247,7 @@ class Guard:
         return GuardedConnector(
             resolver=GuardedResolver(),
             socket_factory=self.socket_for,
-            ssl=tls,
+            ssl=True if guard.tls is None else guard.tls,
             limit=limit,
             ttl_dns_cache=int(_REMEMBER_S),
             keepalive_timeout=5.0,

@@ -231,10 +231,14 @@ def _open(path: str) -> Iterator[IO[bytes]]:
 
 def _text_lines(file: IO[bytes]) -> Iterator[str]:
     """Lines of a text; of one that is too long for a record a letter more than it may have."""
-    text = _text(file)
-    while line := text.readline(MAX_LINE + 1):
+    text, begun = _text(file), ""
+    while line := begun if begun == "\r" else begun + text.readline(MAX_LINE + 1):
         yield line
-        while len(line) > MAX_LINE and not line.endswith(("\n", "\r")):
+        begun = ""
+        while len(line) > MAX_LINE and not line.endswith("\n"):
+            if line.endswith("\r"):  # cut behind it: what follows is the rest of this end of a line, or the next line
+                begun = text.readline(1).removesuffix("\n")
+                break
             line = text.readline(MAX_LINE + 1)
 
 

@@ -38,6 +38,10 @@ class LookupFailedError(OSError):
         self.answered = answered
 
 
+class _UnansweredError(LookupFailedError):
+    """A question failed at once, and another client may ask it."""
+
+
 class Resolver:
     """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes.
 
@@ -85,12 +89,15 @@ class Resolver:
     async def _ask(self, host: str, *, anew: bool) -> list[str]:
         if not self._nameservers:
             return await _ask_system(host)
-        if anew:  # the one that is kept answers from its own memory
-            async with _client(self._nameservers) as client:
-                return await _ask_servers(client, host)
-        if self._client is None:
-            self._client = _client(self._nameservers)
-        return await _ask_servers(self._client, host)
+        if not anew:  # else not the one that is kept: it answers from its own memory
+            if self._client is None:
+                self._client = _client(self._nameservers)
+            try:
+                return await _ask_servers(self._client, host)
+            except _UnansweredError:
+                pass  # it may be the client that failed: one of a thousand does at its first question
+        async with _client(self._nameservers) as client:
+            return await _ask_servers(client, host)
 
 
 def _client(nameservers: Sequence[str]) -> DNSResolver:
@@ -107,22 +114,20 @@ def _client(nameservers: Sequence[str]) -> DNSResolver:
 
 
 async def _ask_servers(client: DNSResolver, host: str) -> list[str]:
-    """Ask, and where nobody answered once more: one client of a thousand fails at its first question."""
     import aiodns
 
-    for is_last in (False, True):
-        try:
-            async with asyncio.timeout(_PATIENCE_S):
-                found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
-            return [node.addr[0].decode() for node in found.nodes]
-        except TimeoutError:
-            raise LookupFailedError(f"no name server answered within {_PATIENCE_S:g} s", answered=False) from None
-        except aiodns.error.DNSError as error:
-            code, text = error.args
-            answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
-            if answered or is_last or code == aiodns.error.ARES_ETIMEOUT:
-                raise LookupFailedError(str(text), answered=answered) from None
-    raise AssertionError
+    try:
+        async with asyncio.timeout(_PATIENCE_S):
+            found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
+        return [node.addr[0].decode() for node in found.nodes]
+    except TimeoutError:
+        raise LookupFailedError(f"no name server answered within {_PATIENCE_S:g} s", answered=False) from None
+    except aiodns.error.DNSError as error:
+        code, text = error.args
+        answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
+        if answered or code == aiodns.error.ARES_ETIMEOUT:
+            raise LookupFailedError(str(text), answered=answered) from None
+        raise _UnansweredError(str(text), answered=False) from None
 
 
 async def _ask_system(host: str) -> list[str]:

@@ -256,7 +256,7 @@ def _list_bucket(location: str, suffixes: Collection[str]) -> list[File]:
             name = str(item["path"])[len(prefix) :]
             fits = wanted.fullmatch(name) if wanted else name.lower().endswith(tuple(suffixes))
             if fits and not _is_hidden(name):
-                files.append(File(name, folder + name, int(item["size"]), str(item["e_tag"])))
+                files.append(File(name, folder + name, int(item["size"]), _tag(item)))
     if not files and not pattern:  # not a folder, perhaps a file
         path = location.rstrip("/")
         client, key = _client(path)
@@ -264,8 +264,12 @@ def _list_bucket(location: str, suffixes: Collection[str]) -> list[File]:
             head = obstore.head(client, key)
         except FileNotFoundError:
             return []
-        files.append(File(PurePosixPath(key).name, path, int(head["size"]), str(head["e_tag"])))
+        files.append(File(PurePosixPath(key).name, path, int(head["size"]), _tag(head)))
     return files
+
+
+def _tag(item: Any) -> str:
+    return str(item["e_tag"] or item["last_modified"])  # some servers give no tag
 
 
 def _as_regex(pattern: str) -> str:

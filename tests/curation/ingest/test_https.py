@@ -3,7 +3,9 @@
 import asyncio
 import datetime
 import ipaddress
+import shutil
 import ssl
+import subprocess
 import threading
 from contextlib import ExitStack, contextmanager
 
@@ -170,7 +172,7 @@ def test_a_certificate_that_is_not_good_is_seen_before_anything_is_asked(authori
     }
     outcomes, contacts = ask([f"https://{host}/x.png" for host in servers], servers)
     assert [outcome.reason for outcome in outcomes] == ["bad_certificate"] * 3
-    assert not any(outcome.transient for outcome in outcomes)
+    assert all(outcome.transient for outcome in outcomes)  # sites renew them, and it may be us
     assert len(contacts) == 3  # of robots.txt, once each: the next try would be the same
     outcomes, contacts = ask([f"https://{host}/x.png" for host in servers], servers, respect_robots=False)
     assert [outcome.reason for outcome in outcomes] == ["bad_certificate"] * 3
@@ -187,9 +189,42 @@ def test_what_speaks_no_tls(ask, picture_bytes):
     assert [outcome.reason for outcome in outcomes] == ["connection", "timeout"]
 
 
-def test_a_machine_without_certificates_has_those_of_mozilla(monkeypatch, tmp_path):
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.setenv(name, str(tmp_path / "nothing"))
+@pytest.mark.parametrize("left", [(), ("README",), ("empty.pem",)])
+def test_a_machine_without_certificates_has_those_of_mozilla(monkeypatch, tmp_path, left):
+    for name in left:
+        (tmp_path / name).write_text("")
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "empty.pem"))
+    monkeypatch.setenv("SSL_CERT_DIR", str(tmp_path))
     assert ssl.create_default_context().cert_store_stats()["x509_ca"] == 0
     assert tls_context().cert_store_stats()["x509_ca"] > 100
     assert tls_context().verify_mode == ssl.CERT_REQUIRED
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl, which names certificates in a folder")
+def test_certificates_of_folders_are_those_of_the_machine(authority, ask, picture_bytes, monkeypatch, tmp_path):
+    folder = tmp_path / "trusted"
+    folder.mkdir()
+    hashed = subprocess.run(
+        ["openssl", "x509", "-hash", "-noout", "-in", authority.path], capture_output=True, text=True, check=True
+    )
+    (folder / f"{hashed.stdout.strip()}.0").write_bytes(authority.path.read_bytes())
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing"))
+    monkeypatch.setenv("SSL_CERT_DIR", f"{tmp_path / 'nowhere'}:{folder}")
+    assert tls_context().cert_store_stats()["x509_ca"] == 0  # each is read when it is needed
+    servers = {"good.test": (ok(picture_bytes), authority.context("good.test"))}
+    assert ask(["https://good.test/x.png"], servers)[0][0].body == picture_bytes
+
+
+def test_a_probe_of_the_breaker_sees_a_certificate_too(authority, tmp_path, picture_bytes):
+    """Whoever answers for everybody takes connections, but is not who was reached before."""
+    (tmp_path / "other").mkdir()
+    stranger = Authority(tmp_path / "other", "stranger").context("stranger.test")
+
+    async def are_there(places):
+        async with Fetcher(FetchConfig(resolve=places)) as fetcher:
+            return [await fetcher.is_there(host, 443) for host in places]
+
+    with serving(b"", authority.context("good.test")) as good, serving(b"", stranger) as portal, serving(b"") as plain:
+        ports = {"good.test": good, "stranger.test": portal, "plain.test": plain}
+        found = asyncio.run(are_there({host: f"127.0.0.1:{port}" for host, port in ports.items()}))
+    assert found == [True, False, False]

@@ -108,6 +108,19 @@ def test_a_source_whose_files_are_as_they_were_is_not_read_again(tmp_path, monke
         pool.register(("a", "pool", backdated(other, seconds=120)))
 
 
+def test_what_was_read_is_told_with_what_is_registered(tmp_path):
+    """Killed between the two, and then the list was put back: its rows are not those that are registered."""
+    pool = Pool()
+    pool.register(("a", "pool", backdated(url_list(tmp_path / "a.txt", 25))))
+    before, then = dict(pool.stamps), (tmp_path / "a.txt").stat().st_mtime_ns
+    pool.register(("a", "pool", backdated(url_list(tmp_path / "a.txt", 28))))
+    pool.stamps = before
+    config = url_list(tmp_path / "a.txt", 25)
+    os.utime(config.location, ns=(then, then))
+    with pytest.raises(ConfigError, match="it has 25 rows and had 28"):
+        pool.register(("a", "pool", config))
+
+
 def test_a_file_that_was_just_written_is_not_relied_upon(tmp_path):
     """Another of the same size may be written within what a file system's clock tells apart."""
     pool = Pool()
