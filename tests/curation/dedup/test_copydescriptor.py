@@ -314,6 +314,15 @@ def test_bad_names_and_files_are_one_readable_line(config: dict[str, str], messa
     assert "\n" not in str(caught.value)
 
 
+def test_a_fit_of_few_pictures_has_no_thresholds_of_its_own() -> None:
+    few = DescriptorConfig(fit_at_least=799)
+    with pytest.raises(ConfigError, match="'sift-vlad-dct' with a fit of fewer than 800 pictures; allowed: a cosine"):
+        few.check()
+    few.model_copy(update={"duplicate_threshold": 0.5, "leakage_threshold": 0.5}).check()
+    assert DescriptorConfig(fit_pictures=10).thresholds() == DescriptorConfig().thresholds()  # it is topped up
+    assert few.model_values() != DescriptorConfig().model_values()
+
+
 def test_a_descriptor_without_thresholds_is_refused(tmp_path: Path) -> None:
     (tmp_path / "w").write_bytes(b"")
     config = DescriptorConfig(name="timm:resnet18", weights=str(tmp_path / "w"), duplicate_threshold=0.8)

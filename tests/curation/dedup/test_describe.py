@@ -56,7 +56,9 @@ def looked_at(memory: Any, shard: int, seeds: list[int], role: str = "pool") -> 
     memory.keep("safety", shard, ids[:-1], names)
 
 
-CONFIG = DescriptorConfig(fit_pictures=12, fit_shards=2, fit_at_least=40)
+CONFIG = DescriptorConfig(
+    fit_pictures=12, fit_shards=2, fit_at_least=40, duplicate_threshold=0.5, leakage_threshold=0.5
+)
 
 
 @pytest.fixture(scope="module")
