@@ -21,7 +21,7 @@ from curation.ingest.lists import COMPRESSIONS, LIST_SUFFIXES, Lines, list_heade
 from curation.ingest.pictures import PICTURE_SUFFIXES, find_image_column, read_folder, read_parquet, read_tar
 from curation.ingest.rows import SourceLine, utf8
 from training.config import EXECUTION, Config, ConfigError
-from training.data.files import File, list_files, size_of, split_pattern
+from training.data.files import File, TooManyWaysError, list_files, size_of, split_pattern
 
 SourceKind = Literal["list", "pages", "archive", "folder", "tar", "parquet"]
 
@@ -242,6 +242,8 @@ def source_files(config: SourceConfig) -> list[File]:
         files = list_files(location, _SUFFIXES[kind])
     except OSError as error:
         raise ConfigError(f"location: {location!r} cannot be listed: {error}") from None
+    except TooManyWaysError as error:
+        raise ConfigError(f"location: {error}") from None
     except ConfigError:
         raise ConfigError(_nothing_there(location, kind)) from None
     if kind == "folder":

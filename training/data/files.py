@@ -11,6 +11,7 @@ import glob
 import io
 import os
 import re
+from collections import Counter
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
@@ -20,6 +21,7 @@ from training.config import ConfigError
 
 PICTURES = (".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 _BLOCK_BYTES = 1 << 18  # read at once from a bucket while headers are looked for
+_MAX_WAYS = 100  # into one folder, by links
 _WILD = re.compile(r"[*?[]")
 
 
@@ -72,6 +74,10 @@ def read_range(path: str, offset: int, num_bytes: int) -> bytes:
         return os.pread(handle, num_bytes, offset)
     finally:
         os.close(handle)
+
+
+class TooManyWaysError(ConfigError):
+    """Links lead into one folder again and again."""
 
 
 class TooLargeError(ValueError):
@@ -213,9 +219,14 @@ def walk(folder: str, above: str | None = None) -> Iterator[tuple[str, list[str]
     Args:
         folder: where to begin.
         above: a folder that ``folder`` was found in, and that no link may lead back to.
+
+    Raises:
+        TooManyWaysError: links lead into one folder by more than a hundred ways. Among twenty that link to each other
+            there are 20!.
     """
     begin = frozenset() if above is None else frozenset([_identity(above)])
     to_list = [(folder, begin)]
+    ways: Counter[tuple[int, int]] = Counter()
     while to_list:
         top, path = to_list.pop()
         folders, names = [], []
@@ -223,6 +234,12 @@ def walk(folder: str, above: str | None = None) -> Iterator[tuple[str, list[str]
             here = _identity(top)
             if here in path:
                 continue
+            ways[here] += 1
+            if ways[here] > _MAX_WAYS:
+                raise TooManyWaysError(
+                    f"{top}: links lead into this folder by more than {_MAX_WAYS} ways, and its files would be listed "
+                    "as often; name folders without such links"
+                )
             with os.scandir(top) as entries:
                 for entry in entries:
                     if entry.name.startswith("."):

@@ -280,6 +280,16 @@ def test_links_are_followed_and_no_loop(tmp_path, make_picture):
     assert files == [name.replace(".jpg", ".txt") for name in expected]
 
 
+def test_folders_that_link_to_each_other_by_ever_more_ways_are_named(tmp_path, make_picture):
+    for name in "abcdefgh":
+        (tmp_path / "set" / name).mkdir(parents=True)
+        (tmp_path / "set" / name / "1.jpg").write_bytes(make_picture())
+        for other in "abcdefgh".replace(name, ""):
+            (tmp_path / "set" / name / other).symlink_to(f"../{other}")
+    with pytest.raises(ConfigError, match="links lead into this folder by more than 100 ways"):
+        rows_of(tmp_path / "set", "folder")
+
+
 def write_tar(path, members, mode="w"):
     with tarfile.open(path, mode) as tar:
         for name, data in members:
