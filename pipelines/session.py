@@ -19,7 +19,7 @@ from curation.export.objects import TARS, parts_of, unnamed_objects
 from curation.export.purge import pending
 from curation.ingest.crawl import Crawler
 from curation.ingest.fetch import FetchStage
-from curation.ingest.fetcher import PERMANENT, TRANSIENT
+from curation.ingest.outcome import PERMANENT, TRANSIENT
 from curation.ingest.pagefetcher import OF_PAGES
 from curation.ingest.register import register
 from curation.ingest.sources import SourceConfig, check_source

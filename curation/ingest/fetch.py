@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from curation.ingest.breaker import Breaker, Reached
-from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher, Outcome
+from curation.ingest.fetcher import Fetcher
 from curation.ingest.guard import Guard
 from curation.ingest.local import TOO_LARGE, Read, read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
+from curation.ingest.outcome import PERMANENT, TRANSIENT, Outcome
 from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules, forget_unreachable
 from curation.ingest.takedown import TABLE as TAKEDOWNS

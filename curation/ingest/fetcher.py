@@ -12,7 +12,7 @@ import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +23,7 @@ from curation.ingest.body import CODINGS, PictureBody, unpacked_start
 from curation.ingest.breaker import Reached
 from curation.ingest.certificates import tls_context
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
+from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, told
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
 from curation.ingest.resolver import NUM_LOOKUPS, Resolver
 from curation.ingest.takedown import TAKEN_DOWN
@@ -34,113 +35,12 @@ if TYPE_CHECKING:
 
     from curation.ingest.fetch import FetchConfig
 
-# Failures that may pass with time: what ``lvd curate --retry transient`` fetches again.
-TRANSIENT = (
-    "dns",
-    "connection",
-    "bad_certificate",
-    "timeout",
-    "robots_unreachable",
-    "rate_limited",
-    "http_5xx",
-    "truncated_body",
-    "host_busy",
-)
-# All others: what the address is, what the site wants, what came.
-PERMANENT = (
-    "bad_url",
-    "forbidden_address",
-    "robots_denied",
-    "crawl_delay",
-    "opt_out",
-    "http_4xx",
-    "too_many_redirects",
-    "too_large",
-    "not_an_image",
-)
-# Of these, what ends a visit at its second attempt: each costs a whole time limit, or most of a body.
+# Failures that end a visit at its second attempt: each costs a whole time limit, or most of a body.
 _TRIED_TWICE = ("timeout", "truncated_body")
 _REDIRECTS = (301, 302, 303, 307, 308)
-_PIECE_BYTES = 1 << 16
-# Headers that are kept of an answer: they decided what was done with it, or tell later whether it changed.
-_TOLD = (
-    "Content-Type",
-    "Content-Length",
-    "Content-Encoding",
-    "Location",
-    "Retry-After",
-    "X-Robots-Tag",
-    "TDM-Reservation",
-    "TDM-Policy",
-    "ETag",
-    "Last-Modified",
-)
-_TOLD_CHARS = 500
 _MAX_ROBOTS_REDIRECTS = 5
 
-
-@dataclass(frozen=True, kw_only=True)
-class Hop:
-    """One visit to a server: a row of ``fetch_log`` but for the id."""
-
-    attempt: int
-    started_at: datetime
-    elapsed_s: float
-    url: str
-    address: str | None
-    http_status: int | None
-    outcome: str
-    headers: tuple[tuple[str, str], ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """What came of an address: a row of ``images``, and the bytes where there are any."""
-
-    body: bytes | None = None
-    reason: str | None = None
-    http_status: int | None = None
-    final_url: str | None = None
-    content_type: str | None = None
-    robots: str | None = None
-    opt_out: str | None = None
-    format: str | None = None
-    nofollow: bool = False
-    hops: tuple[Hop, ...] = ()
-
-    @property
-    def transient(self) -> bool:
-        """Whether the failure may pass with time."""
-        return self.reason in TRANSIENT
-
-
-@dataclass(kw_only=True)
-class _Answer:
-    """What came of one hop."""
-
-    reason: str | None = None
-    status: int | None = None
-    location: str | None = None  # of a redirect
-    content_type: str | None = None
-    headers: tuple[tuple[str, str], ...] = ()
-    opt_out: str | None = None
-    body: bytes | None = None
-    format: str | None = None
-    nofollow: bool = False  # of a page: its headers say that links on it should not be followed
-    wait_s: float | None = None  # that the server asks for
-    again: bool = False  # worth another attempt now
-    started: bool = False  # headers have come
-
-
-@dataclass(kw_only=True)
-class _Trail:
-    """The hops of one address, and the number of the attempt."""
-
-    attempt: int = 1
-    hops: list[Hop] = field(default_factory=list)
-
-
-Read = Callable[[Any, _Answer], Awaitable[None]]
+Read = Callable[[Any, Answer], Awaitable[None]]
 
 
 class Fetcher:
@@ -214,7 +114,7 @@ class Fetcher:
 
     async def fetch(self, url: str) -> Outcome:
         """Fetch one address; every failure is an outcome, none is raised."""
-        trail = _Trail()
+        trail = Trail()
         for attempt in range(1, self.config.attempts + 1):
             trail.attempt = attempt
             outcome, answer = await self._follow(url, trail)
@@ -223,25 +123,25 @@ class Fetcher:
             await asyncio.sleep(self._wait_s(url, answer, attempt))
         return replace(outcome, hops=tuple(trail.hops))
 
-    def _may_try_again(self, answer: _Answer, attempt: int) -> bool:
+    def _may_try_again(self, answer: Answer, attempt: int) -> bool:
         attempts = self.config.attempts
         return answer.again and attempt < (min(attempts, 2) if answer.reason in _TRIED_TWICE else attempts)
 
-    def _wait_s(self, url: str, answer: _Answer, attempt: int) -> float:
+    def _wait_s(self, url: str, answer: Answer, attempt: int) -> float:
         return backoff_s(url, attempt, self.config.backoff_s) if answer.wait_s is None else answer.wait_s
 
-    async def _follow(self, url: str, trail: _Trail) -> tuple[Outcome, _Answer]:
+    async def _follow(self, url: str, trail: Trail) -> tuple[Outcome, Answer]:
         """One attempt: the address and where it redirects to."""
         state: str | None = None
         place = _place(url.strip())
         if place is None:
-            return Outcome(reason="bad_url", final_url=url), _Answer()
+            return Outcome(reason="bad_url", final_url=url), Answer()
         for _ in range(self.config.max_redirects + 1):
             if place.scheme not in ("http", "https") or not place.raw_host:
-                return Outcome(reason="bad_url", final_url=str(place), robots=state), _Answer()
+                return Outcome(reason="bad_url", final_url=str(place), robots=state), Answer()
             state, failure = await self._may_fetch(place, trail)
             if failure is not None:
-                return Outcome(reason=failure, final_url=str(place), robots=state), _Answer()
+                return Outcome(reason=failure, final_url=str(place), robots=state), Answer()
             answer = await self._hop(place, trail, self._read_body)
             if answer.location is None:
                 outcome = Outcome(
@@ -258,14 +158,14 @@ class Fetcher:
                 return outcome, answer
             target = _place(answer.location, place)
             if target is None:
-                return Outcome(reason="bad_url", http_status=answer.status, robots=state), _Answer()
+                return Outcome(reason="bad_url", http_status=answer.status, robots=state), Answer()
             place = target
         last = Outcome(reason="too_many_redirects", http_status=answer.status, final_url=str(place), robots=state)
-        return last, _Answer()
+        return last, Answer()
 
     # robots.txt
 
-    async def _may_fetch(self, place: URL, trail: _Trail) -> tuple[str | None, str | None]:
+    async def _may_fetch(self, place: URL, trail: Trail) -> tuple[str | None, str | None]:
         """State of robots.txt for an address, and the failure class where it may not be fetched.
 
         ``trail`` says how it was come to, which decides nothing where any picture is as good as another.
@@ -342,14 +242,14 @@ class Fetcher:
             await self.calm.wait()
             yield
 
-    async def _hop(self, place: URL, trail: _Trail | None, read: Read) -> _Answer:
+    async def _hop(self, place: URL, trail: Trail | None, read: Read) -> Answer:
         """Ask a server once. The time limit begins when the request may go out, not while others are ahead."""
         host = self._host(place)
-        answer = _Answer()
+        answer = Answer()
         async with host.turn(self._ready) as closed:
             if closed is not None:
                 status, content_type = host.refusal if closed == "rate_limited" else (None, None)
-                return _Answer(reason=closed, status=status, content_type=content_type)
+                return Answer(reason=closed, status=status, content_type=content_type)
             started_at, started = datetime.now(UTC), time.perf_counter()
             forget_peer()
             await self._ask(place, answer, read)
@@ -378,7 +278,7 @@ class Fetcher:
             trail.hops.append(hop)
         return answer
 
-    async def _ask(self, place: URL, answer: _Answer, read: Read) -> None:
+    async def _ask(self, place: URL, answer: Answer, read: Read) -> None:
         """Request and read, and put a name to whatever goes wrong."""
         import aiohttp
 
@@ -390,8 +290,8 @@ class Fetcher:
                 answer.started = True
                 self._reached.answered(place.raw_host or "", place.port or 0)
                 answer.status = response.status
-                answer.headers = _told(response)
-                answer.content_type = _text(response.headers.get("Content-Type"))
+                answer.headers = told(response)
+                answer.content_type = header_text(response.headers.get("Content-Type"))
                 self._judge_status(response, answer)
                 if answer.reason is None and answer.location is None:
                     await read(response, answer)
@@ -413,7 +313,7 @@ class Fetcher:
         except ValueError:
             answer.reason = "bad_url"
 
-    def _judge_status(self, response: ClientResponse, answer: _Answer) -> None:
+    def _judge_status(self, response: ClientResponse, answer: Answer) -> None:
         """What a status means before any of the body is read."""
         status = response.status
         if status in _REDIRECTS and "Location" in response.headers:
@@ -429,7 +329,7 @@ class Fetcher:
         elif not 200 <= status < 300:
             answer.reason = "not_an_image"
 
-    async def _read_body(self, response: ClientResponse, answer: _Answer) -> None:
+    async def _read_body(self, response: ClientResponse, answer: Answer) -> None:
         """Headers first, then the body, no further than it looks like a picture and fits."""
         if self.config.respect_opt_out:
             answer.opt_out = robots.opt_out(response.headers.items(), self.config.agent)
@@ -437,7 +337,7 @@ class Fetcher:
                 answer.reason = "opt_out"
                 return
         limit = self.config.max_bytes
-        coding = _coding(response)
+        coding = coding_of(response)
         if response.content_length is not None and response.content_length > limit:
             answer.reason = "too_large"
             return
@@ -445,7 +345,7 @@ class Fetcher:
             answer.reason = "not_an_image"
             return
         with PictureBody(coding, limit, self._scratch) as body:
-            async for piece in response.content.iter_chunked(_PIECE_BYTES):
+            async for piece in response.content.iter_chunked(PIECE_BYTES):
                 answer.reason = body.add(piece)
                 if answer.reason is not None:
                     return
@@ -455,16 +355,16 @@ class Fetcher:
         else:
             answer.format, answer.body = picture
 
-    async def _read_robots(self, response: ClientResponse, answer: _Answer) -> None:
+    async def _read_robots(self, response: ClientResponse, answer: Answer) -> None:
         """The first bytes of robots.txt; the rest is not read. What cannot be unpacked allows nothing."""
         limit = robots.MAX_ROBOTS_BYTES
         body = bytearray()
-        async for piece in response.content.iter_chunked(_PIECE_BYTES):
+        async for piece in response.content.iter_chunked(PIECE_BYTES):
             body += piece
             if len(body) >= limit:
                 break
         try:
-            text, whole = unpacked_start(bytes(body), _coding(response), limit)
+            text, whole = unpacked_start(bytes(body), coding_of(response), limit)
         except zlib.error:
             answer.reason = "robots_unreachable"
             return
@@ -486,23 +386,3 @@ def _place(text: str, base: URL | None = None) -> URL | None:
     except (ValueError, IndexError):  # yarl trips over `http://[x]@/`
         return None
     return place
-
-
-def _coding(response: ClientResponse) -> str:
-    """All of Content-Encoding; ``identity`` where there is none."""
-    return ", ".join(response.headers.getall("Content-Encoding", ())).strip().lower() or "identity"
-
-
-def _told(response: ClientResponse) -> tuple[tuple[str, str], ...]:
-    """The headers that are kept, in lower case, with their values."""
-    found = []
-    for name in _TOLD:
-        if name in response.headers:
-            text = _text(", ".join(response.headers.getall(name))) or ""
-            found.append((name.lower(), text[:_TOLD_CHARS]))
-    return tuple(found)
-
-
-def _text(header: str | None) -> str | None:
-    """A header as valid text; servers send any bytes."""
-    return None if header is None else header.encode("utf-8", "surrogateescape").decode("utf-8", "replace")

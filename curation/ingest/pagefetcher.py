@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from curation.ingest import robots
 from curation.ingest.encoding import unpacked
-from curation.ingest.fetcher import _PIECE_BYTES, Fetcher, _Answer, _coding, _Trail
+from curation.ingest.fetcher import Fetcher
+from curation.ingest.outcome import PIECE_BYTES, Answer, Trail, coding_of
 from curation.ingest.pages import MAX_PAGE_BYTES, is_html
 from curation.ingest.suffix import registrable_domain
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from aiohttp import ClientResponse
     from yarl import URL
 
-# What a page ends as beside what a picture may (``fetcher.TRANSIENT`` and ``PERMANENT``, without ``not_an_image``).
+# What a page ends as beside what a picture may (``outcome.TRANSIENT`` and ``PERMANENT``, without ``not_an_image``).
 NOT_A_PAGE = "not_a_page"
 OFF_DOMAIN = "off_domain"
 OF_PAGES = (NOT_A_PAGE, OFF_DOMAIN, "blocked_host", "blocked_url")
@@ -37,7 +38,7 @@ class PageFetcher(Fetcher):
         super().__init__(*args, **values)
         self._refuses = refuses
 
-    async def _may_fetch(self, place: URL, trail: _Trail) -> tuple[str | None, str | None]:
+    async def _may_fetch(self, place: URL, trail: Trail) -> tuple[str | None, str | None]:
         """As for pictures; and the page must not lead elsewhere, nor to what is refused."""
         from yarl import URL
 
@@ -47,7 +48,7 @@ class PageFetcher(Fetcher):
         refused = self._refuses(str(place))
         return (None, refused) if refused is not None else await super()._may_fetch(place, trail)
 
-    async def _read_body(self, response: ClientResponse, answer: _Answer) -> None:
+    async def _read_body(self, response: ClientResponse, answer: Answer) -> None:
         """Headers first, then as much of the body as a page may have."""
         config = self.config
         if config.respect_opt_out:
@@ -60,13 +61,13 @@ class PageFetcher(Fetcher):
             answer.reason = NOT_A_PAGE
             return
         body = bytearray()
-        async for piece in response.content.iter_chunked(_PIECE_BYTES):
+        async for piece in response.content.iter_chunked(PIECE_BYTES):
             body += piece
             if len(body) > MAX_PAGE_BYTES:
                 break
         data = bytes(body[: MAX_PAGE_BYTES + 1])
         try:
-            for coding in reversed(_coding(response).split(",")):  # although it was asked for plain
+            for coding in reversed(coding_of(response).split(",")):  # although it was asked for plain
                 data = unpacked(data, coding, MAX_PAGE_BYTES + 1)
         except ValueError:
             answer.reason = NOT_A_PAGE

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest.fetcher import TRANSIENT
+from curation.ingest.outcome import TRANSIENT
 from pipelines.sample_web.serve import read_requests
 from training.config import ConfigError
 

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pytest
 
 from curation.ingest.fetch import FetchConfig
-from curation.ingest.fetcher import Fetcher, Outcome
+from curation.ingest.fetcher import Fetcher
+from curation.ingest.outcome import Outcome
 from curation.ingest.robots import Rules
 from curation.schema import TABLES, Part
 from curation.store import Within, rows_within

@@ -14,8 +14,8 @@ from curation.ingest import crawl as crawling
 from curation.ingest.archives import read_pages
 from curation.ingest.crawl import Crawler, lines_of, to_table, visits_of
 from curation.ingest.fetch import FetchConfig
-from curation.ingest.fetcher import PERMANENT, TRANSIENT
 from curation.ingest.frontier import Frontier, Limits
+from curation.ingest.outcome import PERMANENT, TRANSIENT
 from curation.ingest.pace import HostPace
 from curation.ingest.pagefetcher import OF_PAGES
 from curation.ingest.pages import MAX_PAGE_BYTES, page_of_body

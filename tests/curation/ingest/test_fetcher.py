@@ -472,7 +472,8 @@ def test_whatever_an_address_is_made_of_it_is_a_row(fast_config, web, monkeypatc
     import random
     import socket
 
-    from curation.ingest.fetcher import PERMANENT, TRANSIENT, Fetcher
+    from curation.ingest.fetcher import Fetcher
+    from curation.ingest.outcome import PERMANENT, TRANSIENT
 
     draw = random.Random(7)
     texts = ["http://" * (n % 2) + "".join(draw.choices(_PIECES, k=draw.randint(1, 7))) for n in range(600)]
