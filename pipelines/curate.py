@@ -1,6 +1,6 @@
 """`lvd curate`: what a recipe holds, and the stages in their order. Read this file first.
 
-Each stage reads tables and writes tables (``curation/schema.py``); the runner does what is not done.
+Each stage reads tables and writes tables (``curation/schema/``); the runner does what is not done.
 """
 
 from __future__ import annotations
