@@ -167,7 +167,8 @@ def _recipe(options: argparse.Namespace) -> Any:
 
 
 def _curate(options: argparse.Namespace) -> int:
-    from pipelines.session import Options, curate, describe_plan
+    from pipelines.preflight import Options
+    from pipelines.session import curate, describe_plan
 
     started = time.monotonic()
     if options.limit is not None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -13,24 +11,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
 from curation.export.objects import TARS, parts_of, unnamed_objects
 from curation.export.purge import pending
 from curation.ingest.crawl import Crawler
 from curation.ingest.fetch import FetchStage
-from curation.ingest.outcome import PERMANENT, TRANSIENT
-from curation.ingest.pagefetcher import OF_PAGES
-from curation.ingest.register import register
-from curation.ingest.sources import SourceConfig, check_source
 from curation.ingest.takedown import Rules as Takedowns
 from curation.ingest.takedown import known_rules
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
 from curation.safety.look import LookStage
 from curation.safety.originals import MARK as PURGED_BY
-from curation.schema import Part, Role, first_shard
-from curation.stage import Stage, digest_of
+from curation.schema import Part
+from curation.stage import Stage
 from curation.store import (
     Lease,
     LocalStore,
@@ -39,40 +31,25 @@ from curation.store import (
     lease_token,
     open_store,
     read_footer,
-    read_part,
-    write_part,
 )
-from pipelines.crawl import crawl_pages, crawled_lines, crawls_to_do, refusing
+from pipelines.crawl import crawl_pages, crawls_to_do, refusing
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan
 from pipelines.models import describe_models
-from pipelines.plan import SOURCES, Ledger
+from pipelines.plan import Ledger
+from pipelines.preflight import Options, absolute, check_sources, named_sources, preflight
 from pipelines.recipe import dump_recipe
+from pipelines.registration import register_sources
 from pipelines.removals import remove_pages, take_down, take_out_originals
 from pipelines.runner import Executor, InlineExecutor
-from pipelines.scratch import scratch_folder, sweep_scratch
+from pipelines.scratch import put_text, scratch_folder, sweep_scratch
 from pipelines.work import Where, peak_bytes
 from training.config import ConfigError
 
 STATE = "state.json"
 RECIPE = "recipe.yaml"
-STAMPS = "sources.json"  # of the pool: which files the rows of each source were read from
 PAGES_PURGED = "pages_purged.txt"  # the facts that the last pages of a run were made with, or later ones
 _BEFORE_FETCHED = ("screen_keys", "url_duplicates", "screened", "fetch")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Options:
-    """What the command line adds to a recipe."""
-
-    until: str | None = None
-    redo: tuple[str, ...] = ()
-    retry: tuple[str, ...] = ()  # ``transient``, or failure classes
-    dry_run: bool = False
-
-    def retried(self) -> frozenset[str]:
-        """The failure classes whose rows are fetched again."""
-        return frozenset(name for value in self.retry for name in (TRANSIENT if value == "transient" else (value,)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,64 +61,6 @@ class Outcome:
     wall_s: float
     driver_peak_bytes: int
     folders: dict[str, str]
-
-
-def named_sources(recipe: CurateRecipe) -> list[tuple[str, Role, SourceConfig]]:
-    """All sources of a recipe with their roles: benchmarks and query sets first, so that a longer list moves none.
-
-    A balanced set has no source.
-    """
-    return [
-        *((name, "benchmark", source) for name, source in recipe.benchmarks.items()),
-        *((name, "query", query.source) for name, query in recipe.queries.items() if query.source is not None),
-        *((name, "pool", source) for name, source in recipe.sources.items()),
-    ]
-
-
-def preflight(recipe: CurateRecipe, stages: Sequence[Stage], options: Options) -> None:
-    """Check all that can be checked before work.
-
-    Raises:
-        ConfigError: one line for the first thing that is wrong.
-    """
-    names = [stage.name for stage in stages]
-    for option, values in (("--until", [options.until] if options.until else []), ("--redo", list(options.redo))):
-        for value in values:
-            if value not in names:
-                raise ConfigError(f"{option} {value!r} is not a stage; stages: {', '.join(names)}")
-    for value in options.retry:
-        if value not in ("transient", *TRANSIENT, *PERMANENT, *OF_PAGES):
-            raise ConfigError(
-                f"--retry {value!r} is no failure class; give transient ({', '.join(TRANSIENT)}) or one of these or "
-                f"of {', '.join(PERMANENT)}; of pages also {', '.join(OF_PAGES)}"
-            )
-    if recipe.sample_web is None:
-        _check_sources(recipe)
-    for stage in stages:
-        stage.preflight()
-    if _absolute(recipe.pool) == _absolute(recipe.run):
-        raise ConfigError(f"key 'run': got {recipe.run!r}, which is the pool too; give the run a folder of its own")
-    for key, location in (("pool", recipe.pool), ("run", recipe.run)):
-        if not location.startswith("s3://"):
-            _check_disk(key, Path(location), recipe.execution.min_free_gb)
-
-
-def _check_sources(recipe: CurateRecipe) -> None:
-    groups = {"pool": "sources", "query": "queries", "benchmark": "benchmarks"}
-    for name, role, source in sorted(named_sources(recipe), key=lambda one: list(groups).index(one[1])):
-        check_source(f"{groups[role]}.{name}", source)
-
-
-def _check_disk(key: str, folder: Path, min_free_gb: float) -> None:
-    there = next(place for place in (folder.absolute(), *folder.absolute().parents) if place.exists())
-    if not there.is_dir() or not os.access(there, os.W_OK):
-        raise ConfigError(f"key {key!r}: {there} cannot be written to; give another folder")
-    free_gb = shutil.disk_usage(there).free / 1e9
-    if free_gb < min_free_gb:
-        raise ConfigError(
-            f"key {key!r}: {free_gb:.1f} GB free on the disk of {folder}, execution.min_free_gb is {min_free_gb:g}; "
-            "free some, or give another folder"
-        )
 
 
 def curate(recipe: CurateRecipe, options: Options, say: Callable[[str], None]) -> Outcome:
@@ -233,7 +152,7 @@ def _curate(
         take_down(pool, run, scratch, check, say, dry_run=options.dry_run)
         _make_ready(recipe, pool, options, scratch, check=check, say=say)
         unregistered: list[Part] = []
-        sources = _register(recipe, pool, scratch, unregistered if options.dry_run else None, say)
+        sources = register_sources(recipe, pool, scratch, unregistered if options.dry_run else None, say)
         mine = {name for name, _, _ in named_sources(recipe)}
         ledger = Ledger(
             stores={"pool": pool, "run": run},
@@ -263,8 +182,8 @@ def _curate(
         if recipe.sample_web is not None and any(line.num_undone for line in lines if line.stage in _BEFORE_FETCHED):
             recipe = stack.enter_context(_served(recipe))
         where = Where(
-            pool=_absolute(recipe.pool),
-            run=_absolute(recipe.run),
+            pool=absolute(recipe.pool),
+            run=absolute(recipe.run),
             pool_token=leases[0],
             run_token=leases[1],
             recipe=located(recipe).model_dump_json(),
@@ -410,15 +329,6 @@ def _remove_tars(run: Store, stages: Sequence[Stage]) -> None:
             run.delete(path)
 
 
-def put_text(store: Store, path: str, text: str, scratch: Path) -> None:
-    """Put a text in place in one step; one that is there already stays as it is."""
-    if store.exists(path) and store.read(path) == text.encode():
-        return
-    file = scratch / "put"
-    file.write_text(text, encoding="utf-8")
-    store.replace(path, file, store.tag(path))
-
-
 def take_leases(stack: ExitStack, stores: Sequence[Store], scratch: Path) -> tuple[str, str]:
     """Hold a pool and a run until the stack is closed; their tokens."""
     tokens = []
@@ -461,77 +371,6 @@ def _make_ready(
             crawl_pages(crawl, pool, crawler, refuses=refuses, retried=retried, scratch=scratch, check=check, say=say)
 
 
-def _register(
-    recipe: CurateRecipe, pool: Store, scratch: Path, unregistered: list[Part] | None, say: Callable[[str], None]
-) -> pa.Table:
-    """Register the sources; a dry run registers nothing and gathers the parts that would be written."""
-    previous = read_part(pool, SOURCES) if pool.exists(SOURCES.path) else None
-    if previous is not None and unregistered is None:
-        _forget_half_registered(pool, previous, scratch)
-
-    def write(shard: int, table: pa.Table) -> None:
-        if unregistered is None:
-            _commit(pool, Part("pool", "urls", shard), table, scratch)
-        else:
-            unregistered.append(Part("pool", "urls", shard))
-
-    before = _stamps(pool)
-    stamps = dict(before)
-    sources = register(
-        named_sources(recipe),
-        previous,
-        shard_rows=recipe.shard_rows,
-        write=write,
-        crawled=lambda name: crawled_lines(pool, name),
-        stamps=stamps,
-    )
-    if previous is None or not sources.equals(previous):
-        _say_registered(sources, previous, say)
-        if unregistered is None:
-            _commit(pool, SOURCES, sources, scratch)
-    if unregistered is None and stamps != before:
-        put_text(pool, STAMPS, json.dumps(stamps, sort_keys=True), scratch)
-    return sources
-
-
-def _stamps(pool: Store) -> dict[str, str]:
-    """What the sources of a pool were read from, by name; what is damaged says nothing, and all is read again."""
-    try:
-        found = json.loads(pool.read(STAMPS)) if pool.exists(STAMPS) else {}
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _say_registered(sources: pa.Table, previous: pa.Table | None, say: Callable[[str], None]) -> None:
-    before = {} if previous is None else {row["name"]: row["num_rows"] for row in previous.to_pylist()}
-    for row in sources.to_pylist():
-        more = row["num_rows"] - before.get(row["name"], 0)
-        if more:
-            say(f"register {row['role']} {row['name']!r}: {more:,} rows more, {row['num_rows']:,} in all")
-
-
-def _forget_half_registered(pool: Store, sources: pa.Table, scratch: Path) -> None:
-    """Cut the last shard of each source to the rows that ``sources`` knows: a command was killed before it said so."""
-    for row in sources.to_pylist():
-        if row["num_shards"] == 0:
-            continue
-        part = Part("pool", "urls", first_shard(row["source_id"]) + row["num_shards"] - 1)
-        known = row["num_rows"] - (row["num_shards"] - 1) * row["shard_rows"]
-        footer = read_footer(pool, part)
-        if footer is not None and footer.num_rows > known:
-            _commit(pool, part, read_part(pool, part).slice(0, known), scratch)
-
-
-def _commit(store: Store, part: Part, table: pa.Table, scratch: Path) -> None:
-    path = scratch / "register.parquet"
-    origin = digest_of(["register", 1])
-    footer = write_part(table, path, stage="register", version=1, fingerprint=origin, inputs={})
-    there = read_footer(store, part)
-    if there is None or there.digest != footer.digest:
-        store.replace(part.path, path, store.tag(part.path))
-
-
 def located(recipe: CurateRecipe) -> CurateRecipe:
     """The recipe for workers: places of sources told to fetch, the device to models, every local path made absolute.
 
@@ -540,7 +379,7 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
     named = named_sources(recipe)
     fetch = recipe.fetch.model_copy(
         update={
-            "locations": {name: _absolute(source.location) for name, _, source in named},
+            "locations": {name: absolute(source.location) for name, _, source in named},
             "kinds": {name: source.kind for name, _, source in named},
         }
     )
@@ -549,23 +388,19 @@ def located(recipe: CurateRecipe) -> CurateRecipe:
     blocked = ("blocked_sha256_files", "blocked_pdq_files")
     updates: dict[str, Any] = {
         "fetch": fetch,
-        "screen": screen.model_copy(update={"block_list_files": [_absolute(p) for p in screen.block_list_files]}),
-        "safety": safety.model_copy(update={key: [_absolute(p) for p in getattr(safety, key)] for key in blocked}),
-        "look": look.model_copy(update={"device": device, "yunet": _absolute(look.yunet) if look.yunet else None}),
+        "screen": screen.model_copy(update={"block_list_files": [absolute(p) for p in screen.block_list_files]}),
+        "safety": safety.model_copy(update={key: [absolute(p) for p in getattr(safety, key)] for key in blocked}),
+        "look": look.model_copy(update={"device": device, "yunet": absolute(look.yunet) if look.yunet else None}),
     }
     for section in ("embed", "descriptor", "opinion"):
         config = getattr(recipe, section)
-        weights = _absolute(config.weights) if config.weights else None
+        weights = absolute(config.weights) if config.weights else None
         kind, _, path = config.name.partition(":")
-        name = f"{kind}:{_absolute(path)}" if kind in ("sscd", "checkpoint", "script") else config.name
+        name = f"{kind}:{absolute(path)}" if kind in ("sscd", "checkpoint", "script") else config.name
         updates[section] = config.model_copy(update={"device": device, "weights": weights, "name": name})
     if recipe.opinion.head:
-        updates["opinion"] = updates["opinion"].model_copy(update={"head": _absolute(recipe.opinion.head)})
+        updates["opinion"] = updates["opinion"].model_copy(update={"head": absolute(recipe.opinion.head)})
     return recipe.model_copy(update=updates)
-
-
-def _absolute(location: str) -> str:
-    return location if "://" in location else str(Path(location).absolute())
 
 
 # The sample web
@@ -578,7 +413,7 @@ def _build_sample_web(recipe: CurateRecipe, options: Options, say: Callable[[str
     if options.dry_run and not Path(recipe.sample_web.path).exists():
         raise ConfigError(f"the sample web {recipe.sample_web.path} is not built yet; run once without --dry-run")
     build(recipe.sample_web, say)
-    _check_sources(recipe)
+    check_sources(recipe)
 
 
 @contextmanager

@@ -17,10 +17,11 @@ from curation.export.purge import Purged, pending, pictures_named, put_rules, wi
 from curation.ingest.takedown import known_rules, merged, read_rules
 from curation.store import Store, check_lease, open_store
 from pipelines.curate import CurateRecipe
+from pipelines.preflight import Options
 from pipelines.recipe import load_recipe
 from pipelines.removals import purge_pool, remove_pages, remove_under_way
 from pipelines.results import opened, state_of
-from pipelines.session import RECIPE, Options, curate, take_leases
+from pipelines.session import RECIPE, curate, take_leases
 from training.config import ConfigError
 
 _NUM_LISTED = 20

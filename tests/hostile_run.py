@@ -31,8 +31,9 @@ def peak_bytes():
 def main():
     sys.addaudithook(watch)
     from pipelines.curate import CurateRecipe
+    from pipelines.preflight import Options
     from pipelines.recipe import load_recipe
-    from pipelines.session import Options, curate
+    from pipelines.session import curate
 
     recipe = load_recipe(CurateRecipe, sys.argv[1], [])
     curate(recipe, Options(until="screened"), lambda text: None)

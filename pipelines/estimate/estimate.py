@@ -17,7 +17,7 @@ from pipelines.estimate.rates import Rates, load_rates
 from pipelines.estimate.storing import tar_bytes_of
 from pipelines.estimate.sums import Cluster, Cost, Total, cost_of, machines_for, total_of
 from pipelines.estimate.work import Work, works_of
-from pipelines.session import named_sources
+from pipelines.preflight import named_sources
 
 _LEAST_EFFECT = 0.01  # of an assumption that is named
 

@@ -22,10 +22,10 @@ from pipelines.curate import CurateRecipe
 from pipelines.estimate.counting import Count, count_source
 from pipelines.estimate.rates import Rates
 from pipelines.plan import SOURCES
+from pipelines.preflight import named_sources
 from pipelines.sample_web.config import SampleWebConfig
 from pipelines.sample_web.plant import QUERIES_PER_SET, num_benchmark
 from pipelines.sample_web.truth import KIND_OF, counts
-from pipelines.session import named_sources
 
 LINES = "lines"  # before any verdict
 _Roles = Mapping[str, tuple[Role, SourceConfig]]

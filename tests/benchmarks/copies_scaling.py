@@ -40,8 +40,9 @@ from copies_scaling_data import FOUND_EDITS, WITHOUT, build, copies_found, disti
 from copy_edits import EDITS
 
 from pipelines.curate import CurateRecipe
+from pipelines.preflight import Options
 from pipelines.recipe import load_recipe
-from pipelines.session import Options, curate
+from pipelines.session import curate
 
 GOAL, MOST_SHARE, FEW = 1.3, 0.01, 20
 WARM_UP = 300

@@ -164,7 +164,8 @@ def make_block_list(path: Path) -> None:
 def run(folder: Path, lists: Path, block_list: Path) -> dict[str, Any]:
     """What one run takes, from lists to verdicts; to be called in a fresh process."""
     from pipelines.curate import CurateRecipe
-    from pipelines.session import Options, curate
+    from pipelines.preflight import Options
+    from pipelines.session import curate
 
     web = {"kind": "list", "location": str(lists / "list.parquet"), "url_column": "URL", "alt_text_column": "TEXT"}
     recipe = CurateRecipe.model_validate(

@@ -15,10 +15,11 @@ import pytest
 from curation.schema import Part
 from curation.store import open_store, read_footer, read_part
 from pipelines.curate import CurateRecipe
+from pipelines.preflight import Options
 from pipelines.recipe import load_recipe
 from pipelines.sample_web.build import build
 from pipelines.sample_web.config import SampleWebConfig
-from pipelines.session import Options, Outcome, curate
+from pipelines.session import Outcome, curate
 
 NUM_URLS = 240
 SHARD_ROWS = 30  # eight shards of urls

@@ -6,10 +6,11 @@ import pandas as pd
 import pytest
 
 from curation.ingest.address import canonical_url
+from pipelines.preflight import Options
 from pipelines.results import opened, verify_run
 from pipelines.sample_web.serve import read_requests
 from pipelines.sample_web.truth import NEVER_READ, NEVER_REQUESTED, read_truth
-from pipelines.session import Options, curate
+from pipelines.session import curate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -7,7 +7,8 @@ import pandas as pd
 import pytest
 
 from pipelines.cli import main
-from pipelines.session import Options, curate
+from pipelines.preflight import Options
+from pipelines.session import curate
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

@@ -74,7 +74,8 @@ def test_a_tightened_safety_threshold_computes_no_fact(changed, undisturbed):
 def test_a_stale_part_names_the_key(lab, undisturbed, tmp_path):
     folder = lab.copy(undisturbed, tmp_path / "copy")
     said: list[str] = []
-    from pipelines.session import Options, curate
+    from pipelines.preflight import Options
+    from pipelines.session import curate
 
     curate(lab.recipe(folder, "safety.max_aspect=7.5"), Options(), said.append)
     plan = [line for line in said if line.startswith("  safety ")]
@@ -227,7 +228,8 @@ def test_a_lost_log_of_visits_visits_nobody(lab, undisturbed, tmp_path):
 
 
 def test_a_dry_run_sees_a_line_more_and_writes_nothing(lab, undisturbed, tmp_path):
-    from pipelines.session import Options, curate
+    from pipelines.preflight import Options
+    from pipelines.session import curate
 
     folder = lab.copy(undisturbed, tmp_path / "copy")
     before = lab.digests(folder)
@@ -242,7 +244,7 @@ def test_a_dry_run_sees_a_line_more_and_writes_nothing(lab, undisturbed, tmp_pat
 
 
 def test_a_command_killed_between_lines_and_sources_leaves_no_line(lab, undisturbed, tmp_path):
-    from pipelines import session
+    from pipelines import registration
 
     listed = tmp_path / "urls.csv"
     lines = (lab.web / "urls.csv").read_bytes().splitlines(keepends=True)
@@ -252,14 +254,14 @@ def test_a_command_killed_between_lines_and_sources_leaves_no_line(lab, undistur
     before = lab.contents(tmp_path)
     listed.write_bytes(b"".join(lines[:29]))
     with pytest.MonkeyPatch.context() as patch:
-        real = session._commit
+        real = registration._commit
 
         def die(store, part, *rest):
-            if part == session.SOURCES:
+            if part == registration.SOURCES:
                 raise KeyboardInterrupt
             real(store, part, *rest)
 
-        patch.setattr(session, "_commit", die)
+        patch.setattr(registration, "_commit", die)
         with pytest.raises(KeyboardInterrupt):
             lab.curate(tmp_path, source, until="screened")
     listed.write_bytes(b"".join(lines[:26]))

@@ -2,8 +2,8 @@ import pytest
 import yaml
 
 from pipelines.curate import CurateRecipe, build_stages
+from pipelines.preflight import named_sources
 from pipelines.recipe import differences, dump_recipe, load_recipe
-from pipelines.session import named_sources
 from training.config import ConfigError
 
 FINALS = (

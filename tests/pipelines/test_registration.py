@@ -5,9 +5,10 @@ import os
 
 import pytest
 
+from curation.ingest.sources import read_lines
 from curation.store import open_store
-from pipelines import session
 from pipelines.curate import CurateRecipe
+from pipelines.registration import register_sources
 
 
 @pytest.fixture
@@ -26,14 +27,13 @@ def registered(tmp_path, monkeypatch):
         }
     )
     read = []
-    whole = session.register.__globals__["read_lines"]
-    monkeypatch.setattr("curation.ingest.register.read_lines", lambda config: read.append(1) or whole(config))
+    monkeypatch.setattr("curation.ingest.register.read_lines", lambda config: read.append(1) or read_lines(config))
     (tmp_path / "scratch").mkdir()
 
     def register(unregistered=None):
         read.clear()
         pool = open_store(recipe.pool)
-        sources = session._register(recipe, pool, tmp_path / "scratch", unregistered, lambda text: None)
+        sources = register_sources(recipe, pool, tmp_path / "scratch", unregistered, lambda text: None)
         assert sources["num_rows"].to_pylist() == [25]
         return len(read)
 
