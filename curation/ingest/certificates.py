@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import ssl
@@ -16,6 +17,11 @@ def tls_context(*, verify: bool = True) -> ssl.SSLContext:
     A bare container has no certificates of its own, and would take every site for an impostor. ``SSL_CERT_FILE`` and
     ``SSL_CERT_DIR`` name others, as with OpenSSL.
     """
+    return _context(verify, os.environ.get("SSL_CERT_FILE"), os.environ.get("SSL_CERT_DIR"))
+
+
+@functools.lru_cache
+def _context(verify: bool, *_: str | None) -> ssl.SSLContext:  # to load them takes 40 ms
     context = ssl.create_default_context()
     context.set_alpn_protocols(["http/1.1"])  # some front ends speak with nobody who does not say
     if not verify:
