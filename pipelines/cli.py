@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if options.command is None:
         parser.print_help()
         return 0
-    from curation.store import LeaseLostError
+    from curation.lease import LeaseLostError
     from pipelines.runner import StageFailedError
     from training.config import ConfigError
 

@@ -27,9 +27,10 @@ from curation.ingest.register import SECTION_OF_ROLE
 from curation.ingest.rows import SourceLine
 from curation.ingest.screen import Rules, ScreenConfig
 from curation.ingest.sources import SourceConfig, read_seeds
+from curation.lease import LeaseLostError
 from curation.schema import Part, Role
 from curation.stage import OutageError, digest_of
-from curation.store import LeaseLostError, Store, read_footer, read_part, write_part
+from curation.store import Store, read_footer, read_part, write_part
 from pipelines.plan import SOURCES
 from pipelines.runner import StageFailedError
 from training.config import ConfigError

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from curation.lease import LeaseLostError
 from curation.stage import Resources
-from curation.store import LeaseLostError
 from pipelines.scratch import sweep_scratch
 from pipelines.work import Done, Job, Where, execute, kind_of
 from training.config import ConfigError

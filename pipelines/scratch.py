@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from curation.lease import start_of
 from curation.stage import digest_of
-from curation.store import Store, start_of
+from curation.store import Store
 
 
 @contextmanager

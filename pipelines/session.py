@@ -17,21 +17,14 @@ from curation.ingest.crawl import Crawler
 from curation.ingest.fetch import FetchStage
 from curation.ingest.takedown import Rules as Takedowns
 from curation.ingest.takedown import known_rules
+from curation.lease import Lease, check_lease, lease_token
 from curation.retrieve.plan import format_plan, planned
 from curation.retrieve.quotas import num_qualifying
 from curation.safety.look import LookStage
 from curation.safety.originals import MARK as PURGED_BY
 from curation.schema import Part
 from curation.stage import Stage
-from curation.store import (
-    Lease,
-    LocalStore,
-    Store,
-    check_lease,
-    lease_token,
-    open_store,
-    read_footer,
-)
+from curation.store import LocalStore, Store, open_store, read_footer
 from pipelines.crawl import crawl_pages, crawls_to_do, refusing
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan

@@ -15,7 +15,8 @@ from typing import Any
 from curation.export.objects import TARS
 from curation.export.purge import Purged, pending, pictures_named, put_rules, with_bytes_of
 from curation.ingest.takedown import known_rules, merged, read_rules
-from curation.store import Store, check_lease, open_store
+from curation.lease import check_lease
+from curation.store import Store, open_store
 from pipelines.curate import CurateRecipe
 from pipelines.preflight import Options
 from pipelines.recipe import load_recipe

@@ -18,6 +18,7 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.lease import check_lease
 from curation.schema import (
     LAST_VERDICT_OF_REFERENCES,
     LOGS,
@@ -31,7 +32,7 @@ from curation.schema import (
     table_of,
 )
 from curation.stage import DEFAULT_MEMORY_BYTES, OutageError, ShardStage, Stage
-from curation.store import Footer, Store, Within, check_lease, open_store, read_footer, read_part, write_part
+from curation.store import Footer, Store, Within, open_store, read_footer, read_part, write_part
 from pipelines.scratch import scratch_folder
 from training.data.tars import TarWriter
 
@@ -370,7 +371,7 @@ def _commit(table: pa.Table, part: Part, job: Job, where: Where, scratch: Path) 
 
 def kind_of(error: BaseException) -> Literal["config", "outage", "lease", "task"]:
     """How the runner answers an error of a job."""
-    from curation.store import LeaseLostError
+    from curation.lease import LeaseLostError
     from training.config import ConfigError
 
     if isinstance(error, ConfigError):

@@ -10,8 +10,9 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from curation.lease import LeaseLostError
 from curation.schema import TABLES, Part
-from curation.store import LeaseLostError, Store, read_footer, read_part, write_part
+from curation.store import Store, read_footer, read_part, write_part
 from training.data.tars import TarWriter
 
 _HEADER_BYTES = 512  # of a ustar member, before its first byte

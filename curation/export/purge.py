@@ -20,9 +20,10 @@ import pyarrow.compute as pc
 from curation.dedup.describe import vectors_of
 from curation.export.objects import OF_POOL, any_of, parts_of, rewritten, swap, unnamed_objects
 from curation.ingest.takedown import PART, TAKEN_DOWN, Rule, Rules, known_rules, merged, to_table
+from curation.lease import LeaseLostError
 from curation.schema import VECTOR_TABLES, Part
 from curation.stage import digest_of
-from curation.store import LeaseLostError, Store, read_part, write_part
+from curation.store import Store, read_part, write_part
 
 # A centroid this near to a picture's vector is that picture: the mean of two different ones is further away.
 _SAME_VECTOR = 0.9999

@@ -8,19 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curation.lease import Lease, LeaseLostError, LeaseTakenError, check_lease, lease_holder
 from curation.schema import Part
-from curation.store import (
-    Lease,
-    LeaseLostError,
-    LeaseTakenError,
-    LocalStore,
-    check_lease,
-    lease_holder,
-    open_store,
-    read_footer,
-    read_part,
-    write_part,
-)
+from curation.store import LocalStore, open_store, read_footer, read_part, write_part
 from training.config import ConfigError
 
 TABLE = pa.table({"image_id": pa.array(range(1000), pa.int64()), "name": [f"x{i % 7}" for i in range(1000)]})

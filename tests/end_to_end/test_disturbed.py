@@ -119,7 +119,8 @@ def test_a_run_on_an_object_store_has_the_same_digests(lab, undisturbed, tmp_pat
 
 
 def test_two_drivers_at_once_are_one_too_many(lab, undisturbed, tmp_path):
-    from curation.store import Lease, open_store
+    from curation.lease import Lease
+    from curation.store import open_store
 
     folder = lab.copy(undisturbed, tmp_path / "copy")
     lease = Lease(open_store(f"{folder}/pool"), tmp_path)

@@ -203,7 +203,7 @@ def test_a_fit_that_was_tried_on_a_part_of_the_pool_does_not_stay(lab, undisturb
 
 
 def test_a_driver_that_lost_its_lease_removes_nothing(lab, undisturbed, tmp_path, monkeypatch):
-    from curation.store import LeaseLostError
+    from curation.lease import LeaseLostError
     from pipelines import drive
 
     folder = lab.copy(undisturbed, tmp_path / "copy")

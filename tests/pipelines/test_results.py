@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.export.export import ExportConfig
-from curation.store import Lease
+from curation.lease import Lease
 from pipelines.results import clean, opened, score_run, status, verify_run, write_card, write_page
 from pipelines.sample_web.truth import TRUTH_SCHEMA
 from training.config import ConfigError

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from curation.lease import LeaseLostError
 from curation.schema import Part
 from curation.stage import Resources
-from curation.store import LeaseLostError
 from pipelines import runner
 from pipelines.runner import Failure, Scheduler, StageFailedError
 from pipelines.work import Done, Job, Origin

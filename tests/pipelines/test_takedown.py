@@ -5,7 +5,7 @@ import pytest
 
 from curation.export.export import ExportConfig
 from curation.ingest.takedown import known_rules
-from curation.store import Lease
+from curation.lease import Lease
 from pipelines.cli import main
 from pipelines.takedown import Request, lines_of, takedown
 from training.config import ConfigError

@@ -10,8 +10,9 @@ import pytest
 
 from curation.export.purge import pending, pictures_named, purge, put_rules
 from curation.ingest.takedown import known_rules, rule_of
+from curation.lease import LeaseLostError
 from curation.schema import TABLES, Part, vector_schema
-from curation.store import LeaseLostError, LocalStore, read_footer, read_part
+from curation.store import LocalStore, read_footer, read_part
 
 FIRST, SECOND = 3_000_000_000_000, 3_000_001_000_000
 SHARDS = (0, 1_000_000, 2_000_000, 3_000_000, 3_000_001)

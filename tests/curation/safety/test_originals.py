@@ -9,9 +9,10 @@ import pyarrow.compute as pc
 import pytest
 
 from curation.export.objects import swap
+from curation.lease import LeaseLostError
 from curation.safety.originals import purge_originals
 from curation.schema import TABLES, Part
-from curation.store import LeaseLostError, LocalStore, read_footer, read_part, write_part
+from curation.store import LocalStore, read_footer, read_part, write_part
 from training.data.tars import TarWriter
 
 SHARD = 3_000_000

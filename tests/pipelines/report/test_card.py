@@ -8,8 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.export.export import ExportConfig
+from curation.lease import Lease
 from curation.schema import TABLES, Part
-from curation.store import Lease, read_part
+from curation.store import read_part
 from pipelines.cli import main
 from pipelines.curate import CurateRecipe
 from pipelines.recipe import dump_recipe
