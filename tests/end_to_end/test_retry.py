@@ -91,7 +91,7 @@ def test_a_retry_that_changes_nothing_leaves_all_else_done(lab, undisturbed, tmp
 
 def test_a_class_that_is_none_is_named(lab, tmp_path):
     with pytest.raises(
-        ConfigError, match=r"--retry 'gone' is no failure class; give transient \(dns, connection, timeout,"
+        ConfigError, match=r"--retry 'gone' is no failure class; give transient \(dns, connection, bad_certificate,"
     ):
         lab.curate(tmp_path, retry=["gone"])
 

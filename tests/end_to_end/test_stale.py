@@ -11,6 +11,7 @@ from training.data.index import Index
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
+UNSEEN = "look.detector=none"  # where nothing is told by what a detector sees: it takes most of the time
 VECTORS = ("pool/descriptors", "pool/embeddings")
 
 
@@ -156,7 +157,7 @@ def test_an_appended_list_and_a_shortened_block_list(lab, undisturbed, tmp_path)
     busiest = hosts[hosts.str.endswith("sample.test")].value_counts().index[0]
     listed = tmp_path / "urls.csv"
     listed.write_bytes(b"".join(lines[:-40]))
-    base = (f"sources.web.location={listed}",)
+    base = (f"sources.web.location={listed}", UNSEEN)
     blocked = (*base, f"screen.blocked_hosts=[blocked.test, {busiest}]")
     lab.curate(tmp_path, *blocked)
     ids = {name: kept(tmp_path, name) for name in ("screened", "fetched", "near", "leakage")}
@@ -185,12 +186,12 @@ def test_an_appended_list_and_a_shortened_block_list(lab, undisturbed, tmp_path)
 def test_other_intermediates_are_other_pictures(lab, undisturbed, tmp_path):
     """Vectors are of the intermediates: other ones redo all that follows from them, as a run from scratch does."""
     folder = lab.copy(undisturbed, tmp_path / "changed")
-    outcome = lab.curate(folder, "look.small_px=96")
+    outcome = lab.curate(folder, "look.small_px=96", UNSEEN)
     assert {"look", "fit_descriptor", "describe", "edges", "embed", "cluster", "export"} <= stages(outcome)
     scratch = lab.copy(undisturbed / "pool", tmp_path / "scratch" / "pool").parent
     for table in ("hashes", "detections", "descriptors", "embeddings", "fits"):
         shutil.rmtree(scratch / "pool" / table)
-    lab.curate(scratch, "look.small_px=96")
+    lab.curate(scratch, "look.small_px=96", UNSEEN)
     assert lab.contents(folder) == lab.contents(scratch)
 
 
