@@ -74,7 +74,9 @@ def register(
                 continue
             lines = crawled(name) if crawled is not None and config.kind == "pages" else read_lines(config)
             rows[name] = _scan((name, role, config), lines, known=known, shard_rows=shard_rows, write=write)
-            stamps[name] = f"{rows[name]['digest']} {files}"
+            stamps.pop(name, None)
+            if files is not None:
+                stamps[name] = f"{rows[name]['digest']} {files}"
         except ConfigError as error:
             raise ConfigError(f"{SECTION_OF_ROLE[role]}.{name}: {error}") from None
     ordered = sorted(rows.values(), key=lambda row: int(row["source_id"]))
