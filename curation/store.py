@@ -273,6 +273,15 @@ def open_store(location: str) -> Store:
     return LocalStore(location)
 
 
+def put_text(store: Store, path: str, text: str, scratch: Path) -> None:
+    """Put a text in place in one step; one that is there already stays as it is."""
+    if store.exists(path) and store.read(path) == text.encode():
+        return
+    file = scratch / "put"
+    file.write_text(text, encoding="utf-8")
+    store.replace(path, file, store.tag(path))
+
+
 def _sync_folder(folder: Path) -> None:
     handle = os.open(folder, os.O_RDONLY)
     try:

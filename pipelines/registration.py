@@ -11,12 +11,11 @@ import pyarrow as pa
 from curation.ingest.register import register
 from curation.schema import Part, first_shard
 from curation.stage import digest_of
-from curation.store import Store, read_footer, read_part, write_part
+from curation.store import Store, put_text, read_footer, read_part, write_part
 from pipelines.crawl import crawled_lines
 from pipelines.curate import CurateRecipe
 from pipelines.plan import SOURCES
 from pipelines.preflight import named_sources
-from pipelines.scratch import put_text
 
 STAMPS = "sources.json"  # of the pool: which files the rows of each source were read from
 

@@ -14,8 +14,8 @@ from curation.export.objects import OF_POOL, TARS, unnamed_objects
 from curation.lease import Lease, lease_holder
 from curation.query import connect
 from curation.schema import LAST_VERDICT_OF_REFERENCES, TABLES, VERDICTS, Part, first_shard
-from curation.store import LocalStore, Store, open_store, read_footer, read_part
-from pipelines.scratch import put_text, scratch_folder
+from curation.store import LocalStore, Store, open_store, put_text, read_footer, read_part
+from pipelines.scratch import scratch_folder
 from pipelines.session import RECIPE, local_copy, read_state
 from training.config import ConfigError
 

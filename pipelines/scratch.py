@@ -15,7 +15,6 @@ from pathlib import Path
 
 from curation.lease import start_of
 from curation.stage import digest_of
-from curation.store import Store
 
 
 @contextmanager
@@ -40,12 +39,3 @@ def sweep_scratch() -> None:
 def _of_this_machine() -> str:
     """Machines may share the folder, and each knows its own processes only."""
     return f"lvd-{digest_of(socket.gethostname())[:8]}-"
-
-
-def put_text(store: Store, path: str, text: str, scratch: Path) -> None:
-    """Put a text in place in one step; one that is there already stays as it is."""
-    if store.exists(path) and store.read(path) == text.encode():
-        return
-    file = scratch / "put"
-    file.write_text(text, encoding="utf-8")
-    store.replace(path, file, store.tag(path))

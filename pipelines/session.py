@@ -24,7 +24,7 @@ from curation.safety.look import LookStage
 from curation.safety.originals import MARK as PURGED_BY
 from curation.schema import Part
 from curation.stage import Stage
-from curation.store import LocalStore, Store, open_store, read_footer
+from curation.store import LocalStore, Store, open_store, put_text, read_footer
 from pipelines.crawl import crawl_pages, crawls_to_do, refusing
 from pipelines.curate import CurateRecipe, build_stages
 from pipelines.drive import Driver, PlanLine, Summary, plan
@@ -35,7 +35,7 @@ from pipelines.recipe import dump_recipe
 from pipelines.registration import register_sources
 from pipelines.removals import remove_pages, take_down, take_out_originals
 from pipelines.runner import Executor, InlineExecutor
-from pipelines.scratch import put_text, scratch_folder, sweep_scratch
+from pipelines.scratch import scratch_folder, sweep_scratch
 from pipelines.work import Where, peak_bytes
 from training.config import ConfigError
 

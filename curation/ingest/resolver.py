@@ -95,7 +95,7 @@ class Resolver:
             try:
                 return await _ask_servers(self._client, host)
             except _UnansweredError:
-                pass  # it may be the client that failed: one of a thousand does at its first question
+                pass  # it may be the client that failed, and not its server
         async with _client(self._nameservers) as client:
             return await _ask_servers(client, host)
 
