@@ -10,6 +10,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from curation.schema import Part
@@ -50,7 +51,7 @@ class Lab:
             f"sources.web.location={self.web}/urls.csv",
             *(f"queries.{name}.location={self.web}/queries/{name}" for name in ("as_is", "sample", "cluster")),
             f"benchmarks.benchmark.location={self.web}/benchmark",
-            "fetch.timeout_s=1.2",
+            "fetch.timeout_s=5",  # longer than a busy machine stands still, or a row that fails does so as `timeout`
             "fetch.backoff_s=0.05",
             "fetch.per_host_interval_s=0.01",
             "look.face_input_px=[320]",  # the other sizes take five times as long and are tested elsewhere
@@ -110,6 +111,13 @@ class Lab:
                     found[str(path.relative_to(folder))] = hashlib.sha256(path.read_bytes()).hexdigest()
         return found
 
+    @classmethod
+    def assert_same(cls, folder: Path, other: Path) -> None:
+        """No file of two runs differs, those that hold times apart; else the rows that do are named."""
+        found, expected = cls.digests(folder), cls.digests(other)
+        differing = sorted(path for path in found | expected if found.get(path) != expected.get(path))
+        assert not differing, "\n".join(line for path in differing for line in _differences(folder, other, path))
+
     @staticmethod
     def contents(folder: Path) -> dict[str, str]:
         """Digest of what each part and tar of a run holds, whatever history made it."""
@@ -154,6 +162,19 @@ class Lab:
             if time.monotonic() > end:
                 raise TimeoutError("no progress")
             time.sleep(0.05)
+
+
+def _differences(folder: Path, other: Path, path: str) -> list[str]:
+    """Lines that say in which rows one file of two runs differs."""
+    if not path.endswith(".parquet") or not all((root / path).exists() for root in (folder, other)):
+        return [path]
+    tables = [pq.read_table(root / path).to_pylist() for root in (folder, other)]
+    changes = [
+        (number, {name: (row[name], wanted[name]) for name in row if row[name] != wanted[name]})
+        for number, (row, wanted) in enumerate(zip(*tables, strict=False))
+    ]
+    lines = [f"{path}: row {number}, found and expected: {change}" for number, change in changes if change]
+    return lines or [f"{path}: {len(tables[0])} and {len(tables[1])} rows, or the footer"]
 
 
 @pytest.fixture(scope="session")

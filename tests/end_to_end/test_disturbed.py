@@ -55,7 +55,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(lab, undisturbed, tmp_path, kind
     moment = random.Random(kind).uniform(6.0, 14.0)
     disturb(lab, tmp_path, kind, moment, *executor)
     lab.finish(tmp_path)
-    assert lab.digests(tmp_path) == lab.digests(undisturbed)
+    lab.assert_same(tmp_path, undisturbed)
 
 
 @pytest.mark.matrix
@@ -69,14 +69,14 @@ def test_the_kill_matrix(lab, undisturbed, tmp_path, seed):
     for _ in range(2):
         disturb(lab, tmp_path, kind, dice.uniform(2.0, 25.0), *executor)
     lab.finish(tmp_path)
-    assert lab.digests(tmp_path) == lab.digests(undisturbed)
+    lab.assert_same(tmp_path, undisturbed)
 
 
 @pytest.mark.matrix
 @pytest.mark.parametrize("workers", [1, 4])
 def test_the_number_of_workers_changes_no_byte(lab, undisturbed, tmp_path, workers):
     lab.finish(tmp_path, "execution.executor=ray", f"execution.workers={workers}")
-    assert lab.digests(tmp_path) == lab.digests(undisturbed)
+    lab.assert_same(tmp_path, undisturbed)
 
 
 def test_two_nodes_one_of_which_dies(lab, undisturbed, tmp_path):
@@ -99,7 +99,7 @@ def test_two_nodes_one_of_which_dies(lab, undisturbed, tmp_path):
         assert process.returncode in (0, 1), output
     finally:
         cluster.shutdown()
-    assert lab.digests(tmp_path) == lab.digests(undisturbed)
+    lab.assert_same(tmp_path, undisturbed)
 
 
 def test_a_run_on_an_object_store_has_the_same_digests(lab, undisturbed, tmp_path, bucket_server):
@@ -115,7 +115,7 @@ def test_a_run_on_an_object_store_has_the_same_digests(lab, undisturbed, tmp_pat
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(bytes(obstore.get(client, item["path"]).bytes()))
     assert lab.curate(f"s3://{bucket}").summary.num_jobs == 0
-    assert lab.digests(tmp_path) == lab.digests(undisturbed)
+    lab.assert_same(tmp_path, undisturbed)
 
 
 def test_two_drivers_at_once_are_one_too_many(lab, undisturbed, tmp_path):

@@ -287,4 +287,4 @@ def test_refetching_asks_to_be_told(lab, undisturbed, tmp_path):
     folder = lab.copy(undisturbed, tmp_path / "copy")
     with pytest.raises(ConfigError, match=r"fetch: .* rows that were made before .*fetch\.max_bytes .*--redo fetch"):
         lab.curate(folder, "fetch.max_bytes=3999999")
-    assert lab.digests(folder) == lab.digests(undisturbed)
+    lab.assert_same(folder, undisturbed)
