@@ -1,9 +1,11 @@
 """A crawl as parts of a pool: killed, extended, retried, and registered in an order that never changes."""
 
 import hashlib
+import http.client
 import json
 import time
 from contextlib import ExitStack
+from uuid import uuid4
 
 import pyarrow.parquet as pq
 import pytest
@@ -109,8 +111,16 @@ class Lab:
 
     def asked(self):
         """Pages that the server was asked for until now."""
-        time.sleep(0.1)  # the server notes a visit when it is over
-        return [one["path"] for one in self.site.requests() if one["path"] != "/robots.txt"]
+        mark = f"/mark/{uuid4().hex}"  # the server notes a visit when it is over: where this one is noted, all are
+        connection = http.client.HTTPConnection("127.0.0.1", self.site.port)
+        connection.request("GET", mark, headers={"Host": "a.test"})
+        connection.getresponse().read()
+        connection.close()
+        deadline = time.monotonic() + 30
+        while mark not in (paths := [one["path"] for one in self.site.requests()]):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        return [path for path in paths if path != "/robots.txt" and not path.startswith("/mark/")]
 
 
 @pytest.fixture

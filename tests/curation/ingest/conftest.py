@@ -135,7 +135,7 @@ def fast(web: Web, **values: Any) -> FetchConfig:
         "resolve": web.resolve,
         "per_host_interval_s": 0.0,
         "backoff_s": 0.01,
-        "timeout_s": 2.0,
+        "timeout_s": 20.0,
         "respect_robots": False,
     }
     return FetchConfig(**{**defaults, **values})

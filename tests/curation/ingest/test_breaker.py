@@ -163,7 +163,7 @@ def test_an_outage_that_passes_is_waited_for_and_its_rows_go_again():
     started = time.monotonic()
     count(breaker, [(f"h{n}.example", None if n < 20 else "dns") for n in range(25)])
     assert breaker.doubted == {20, 21, 22, 23, 24}
-    assert 0.9 < time.monotonic() - started < 3
+    assert time.monotonic() - started > 0.9
 
 
 # With a name server that dies

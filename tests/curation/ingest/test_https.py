@@ -137,7 +137,7 @@ def ask(authority, picture_bytes):
                     resolve={host: f"127.0.0.1:{port}" for host, port in ports.items()},
                     per_host_interval_s=0.0,
                     backoff_s=0.01,
-                    timeout_s=2.0,
+                    timeout_s=5.0,
                     **values,
                 )
                 async with Fetcher(config, contact=contact) as fetcher:

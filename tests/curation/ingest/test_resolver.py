@@ -42,7 +42,7 @@ def test_a_name_server_that_says_nothing_is_not_waited_for_without_end(monkeypat
         silent.bind(("127.0.0.1", 0))
         started = time.monotonic()
         asyncio.run(run(f"127.0.0.1:{silent.getsockname()[1]}"))
-    assert time.monotonic() - started < 2
+    assert time.monotonic() - started < 10  # c-ares alone would ask six times, the first for three seconds
     assert told == []
 
 
