@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from curation.ingest.breaker import Breaker
 from curation.ingest.fetch import FetchConfig
 from curation.ingest.fetcher import Fetcher
 from curation.ingest.outcome import Outcome
@@ -238,6 +239,27 @@ def fast_config(web: Web) -> Callable[..., FetchConfig]:
 
 
 NAME_SERVER = runpy.run_path(str(Path(__file__).parents[2] / "nameserver.py"))["NameServer"]
+
+
+@pytest.fixture
+def back_when_missed(monkeypatch: pytest.MonkeyPatch) -> Callable[[Any], None]:
+    """``back_when_missed(server)``: once dead, it is started again as soon as the breaker looked for it in vain.
+
+    After some seconds instead, a machine that stands still could miss the whole outage.
+    """
+
+    def arrange(server: Any) -> None:
+        probe = Breaker._probe
+
+        async def probe_and_start(self: Breaker) -> bool:
+            is_there = await probe(self)
+            if not is_there and not server.alive:
+                server.start()
+            return is_there
+
+        monkeypatch.setattr(Breaker, "_probe", probe_and_start)
+
+    return arrange
 
 
 @pytest.fixture

@@ -283,26 +283,22 @@ def test_a_name_server_that_dies_ends_the_shard_without_a_record(named_web, memo
     assert [image["reason"] for image in images] == [None, "dns"] * 100
 
 
-def test_rows_of_a_short_outage_are_fetched_when_it_is_over(named_web, memory_io, fast_config, web):
-    import threading
-
+def test_rows_of_a_short_outage_are_fetched_when_it_is_over(named_web, memory_io, fast_config, web, back_when_missed):
     server, settings, urls = named_web
     put_urls(memory_io, urls)
     server.dies_after = 100
-    threading.Timer(1.5, server.start).start()
+    back_when_missed(server)
     stage = FetchStage(fast_config(**{**settings, "breaker_patience_s": 10.0}))
     images = stage.run(0, memory_io)["images"].to_pylist()
     assert [image["reason"] for image in images] == [None, "dns"] * 100
     assert web.asked("/x") == 100  # what had come was not asked for again
 
 
-def test_visits_of_an_outage_are_told_as_well(named_web, memory_io, fast_config):
-    import threading
-
+def test_visits_of_an_outage_are_told_as_well(named_web, memory_io, fast_config, back_when_missed):
     server, settings, urls = named_web
     put_urls(memory_io, urls)
     server.dies_after = 100
-    threading.Timer(0.5, server.start).start()
+    back_when_missed(server)
     config = fast_config(**{**settings, "breaker_patience_s": 10.0, "respect_robots": False})
     tables = FetchStage(config).run(0, memory_io)
     visits = {}

@@ -371,7 +371,7 @@ def test_a_page_gives_what_an_archive_of_it_gives(site):
 
 
 class MortalSite:
-    """One site on a loopback port that dies after a number of pages and comes back at the same port, if at all.
+    """One site on a loopback port that dies after a number of pages; started again it has the same port.
 
     Page N leads to two later ones.
     """
@@ -380,7 +380,7 @@ class MortalSite:
 
     def __init__(self, num_pages):
         self.num_pages, self.asked, self.port = num_pages, [], 0
-        self.dies_after = self.back_after_s = None
+        self.dies_after, self.alive = None, False
 
     def start(self):
         site = self
@@ -405,7 +405,7 @@ class MortalSite:
                 pass
 
         self._server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
-        self.port = self._server.server_port
+        self.port, self.alive = self._server.server_port, True
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         return self
 
@@ -415,12 +415,11 @@ class MortalSite:
         self.dies_after = None
         self._server.socket.close()
         threading.Thread(target=self.stop, daemon=True).start()
-        if self.back_after_s is not None:
-            threading.Timer(self.back_after_s, self.start).start()
 
     def stop(self):
-        self._server.shutdown()
-        self._server.server_close()
+        server, self.alive = self._server, False
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.fixture
@@ -465,26 +464,27 @@ def test_a_crawl_whose_only_site_dies_stops_and_goes_on_when_it_is_back(mortal, 
     site.start()
 
 
-def test_pages_of_a_short_outage_of_the_only_site_are_visited_when_it_is_over(mortal):
+def test_pages_of_a_short_outage_of_the_only_site_are_visited_when_it_is_over(mortal, back_when_missed):
     """The host was left alone for its failures, and what was seen of it in the outage is forgotten."""
     site, crawl = mortal
     undisturbed, visits = [], []
     crawl(undisturbed)
     site.asked.clear()
-    site.dies_after, site.back_after_s = 40, 2.0
+    site.dies_after = 40
+    back_when_missed(site)
     crawl(visits, breaker_patience_s=20.0)
     assert visits == undisturbed
     assert sorted(site.asked) == sorted(visit.url.removeprefix("http://mortal.test") for visit in visits)
 
 
-def test_pages_of_a_short_outage_of_the_name_server_are_visited_when_it_is_over(site, nameserver):
+def test_pages_of_a_short_outage_of_the_name_server_are_visited_when_it_is_over(site, nameserver, back_when_missed):
     hosts = [f"h{n}.site{n}.test" for n in range(80)]
     for host in hosts:
         site.page("/", f"<img src={host}.jpg>", host=host)
     site.resolve |= dict.fromkeys(hosts, f"127.0.0.1:{site.web.port}")
     server = nameserver({host: ["127.0.0.1"] for host in hosts})
     server.dies_after = 30
-    threading.Timer(1.5, server.start).start()
+    back_when_missed(server)
     visits = site.crawl(
         *(f"http://{host}/" for host in hosts),
         resolve_checked=True,
