@@ -25,7 +25,7 @@ from curation.ingest.certificates import tls_context
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
 from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, told
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
-from curation.ingest.resolver import NUM_LOOKUPS, Resolver
+from curation.ingest.resolver import NUM_LOOKUPS, LookupFailedError, Resolver
 from curation.ingest.takedown import TAKEN_DOWN
 from curation.ingest.takedown import Rules as Takedowns
 
@@ -260,7 +260,7 @@ class Fetcher:
                     host.postponed(wait_s, answer.status, answer.content_type)
                 else:
                     host.refused(answer.status, answer.content_type)
-            elif answer.reason in ("connection", "timeout"):
+            elif answer.reason in ("connection", "timeout") or (answer.reason == "dns" and answer.again):
                 host.failed(answer.reason)
             elif answer.started:
                 host.answered()
@@ -301,8 +301,9 @@ class Fetcher:
             answer.again = not answer.started  # a body that drips would drip again
         except ForbiddenAddressError:
             answer.reason = "forbidden_address"
-        except aiohttp.ClientConnectorDNSError:
+        except aiohttp.ClientConnectorDNSError as error:
             answer.reason = "dns"
+            answer.again = isinstance(error.os_error, LookupFailedError) and error.os_error.again
         except aiohttp.ClientConnectorCertificateError:
             answer.reason = "bad_certificate"
         except aiohttp.InvalidURL:

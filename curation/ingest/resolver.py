@@ -25,25 +25,26 @@ _REMEMBER_S = 300.0
 _TIMEOUT_S = 3.0
 _ROUNDS = 6
 _PATIENCE_S = 9.0  # of one name
-# ARES_AI_NOSORT, which pycares does not name: sorting opens sockets to addresses that nobody has judged yet.
-_UNSORTED = 1 << 7
+_AT_ONCE_S = 1.0
 _NO_SUCH_NAME = (socket.EAI_NONAME, getattr(socket, "EAI_NODATA", socket.EAI_NONAME))
 
 
 class LookupFailedError(OSError):
-    """A name has no address: because somebody said so (``answered``), or because nobody answered."""
+    """A name has no address: because somebody said so (``answered``), or because nobody answered.
+
+    Where that was told at once, as by a name server that is being started, it is worth another attempt (``again``).
+    """
 
     def __init__(self, text: str, *, answered: bool) -> None:
         super().__init__(text)
         self.answered = answered
-
-
-class _UnansweredError(LookupFailedError):
-    """A question failed at once, and another client may ask it."""
+        self.again = False
 
 
 class Resolver:
-    """Looks names up, a number at once, inside one event loop. Failures are remembered for five minutes.
+    """Looks names up, a number at once, inside one event loop.
+
+    Failures are remembered for five minutes, but for those that are worth another attempt.
 
     ``answered`` is told whenever somebody had an answer: the name, and whether there is such a name.
     """
@@ -67,10 +68,13 @@ class Resolver:
         if failed is not None and time.monotonic() - failed[0] < _REMEMBER_S:
             raise failed[1]
         async with self._slots:
+            started = time.monotonic()
             try:
                 found = await self._ask(host, anew=anew)
             except LookupFailedError as error:
-                self._failed[host] = (time.monotonic(), error)
+                error.again = not error.answered and time.monotonic() - started < _AT_ONCE_S
+                if not error.again:
+                    self._failed[host] = (time.monotonic(), error)
                 if error.answered:
                     self._answered(host, False)
                 raise
@@ -89,15 +93,12 @@ class Resolver:
     async def _ask(self, host: str, *, anew: bool) -> list[str]:
         if not self._nameservers:
             return await _ask_system(host)
-        if not anew:  # else not the one that is kept: it answers from its own memory
-            if self._client is None:
-                self._client = _client(self._nameservers)
-            try:
-                return await _ask_servers(self._client, host)
-            except _UnansweredError:
-                pass  # it may be the client that failed, and not its server
-        async with _client(self._nameservers) as client:
-            return await _ask_servers(client, host)
+        if anew:  # not by the client that is kept: it answers from its own memory
+            async with _client(self._nameservers) as client:
+                return await _ask_servers(client, host)
+        if self._client is None:
+            self._client = _client(self._nameservers)
+        return await _ask_servers(self._client, host)
 
 
 def _client(nameservers: Sequence[str]) -> DNSResolver:
@@ -109,25 +110,44 @@ def _client(nameservers: Sequence[str]) -> DNSResolver:
         timeout=_TIMEOUT_S,
         tries=_ROUNDS,
         flags=pycares.ARES_FLAG_NOSEARCH,
-        lookups="b",  # name servers only
     )
 
 
 async def _ask_servers(client: DNSResolver, host: str) -> list[str]:
+    """Both kinds of addresses, by a question each.
+
+    Not by ``getaddrinfo``: it would read /etc/hosts as well, and open sockets to addresses that nobody has judged yet,
+    to sort them. pycares 5.2 can forbid the first, but hands c-ares a string for it that is freed by then: now and then
+    a client would find no way to look up anything.
+    """
     import aiodns
 
     try:
         async with asyncio.timeout(_PATIENCE_S):
-            found = await client.getaddrinfo(host, socket.AF_UNSPEC, type=socket.SOCK_STREAM, flags=_UNSORTED)
-        return [node.addr[0].decode() for node in found.nodes]
+            questions = (client.query_dns(host, kind) for kind in ("A", "AAAA"))
+            replies = await asyncio.gather(*questions, return_exceptions=True)
     except TimeoutError:
         raise LookupFailedError(f"no name server answered within {_PATIENCE_S:g} s", answered=False) from None
-    except aiodns.error.DNSError as error:
-        code, text = error.args
-        answered = code in (aiodns.error.ARES_ENOTFOUND, aiodns.error.ARES_ENODATA)
-        if answered or code == aiodns.error.ARES_ETIMEOUT:
-            raise LookupFailedError(str(text), answered=answered) from None
-        raise _UnansweredError(str(text), answered=False) from None
+    found: list[str] = []
+    failures: list[LookupFailedError] = []
+    for reply in replies:
+        if isinstance(reply, aiodns.error.DNSError):
+            failures.append(_failure(reply))
+        elif isinstance(reply, BaseException):
+            raise reply
+        else:
+            found += [record.data.addr for record in reply.answer if hasattr(record.data, "addr")]
+    if found:
+        return found
+    # What nobody answered says more: the answer to the other question may be that there is none of its kind.
+    raise min(failures, key=lambda failure: failure.answered, default=LookupFailedError("no address", answered=True))
+
+
+def _failure(error: Exception) -> LookupFailedError:
+    from aiodns.error import ARES_EBADNAME, ARES_ENODATA, ARES_ENOTFOUND
+
+    code, text = error.args
+    return LookupFailedError(str(text), answered=code in (ARES_ENOTFOUND, ARES_ENODATA, ARES_EBADNAME))
 
 
 async def _ask_system(host: str) -> list[str]:

@@ -6,7 +6,7 @@ import pytest
 
 from curation.ingest.breaker import Breaker, Reached
 from curation.ingest.fetch import FetchConfig, FetchStage
-from curation.ingest.resolver import Resolver
+from curation.ingest.resolver import LookupFailedError, Resolver
 from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
@@ -306,8 +306,33 @@ def test_visits_of_an_outage_are_told_as_well(named_web, memory_io, fast_config,
         visits.setdefault(visit["image_id"], []).append(visit["outcome"])
     came = [visits[image["image_id"]] for image in tables["images"].to_pylist() if image["ok"]]
     assert len(came) == 100
-    assert ["dns", "ok"] in came
+    assert ["dns", "dns", "dns", "ok"] in came
     assert {visits[-1] for visits in came} == {"ok"}
+
+
+def test_a_name_server_that_is_away_for_a_moment_costs_no_row(named_web, memory_io, fast_config, monkeypatch):
+    """Questions that it refuses are asked again, whatever the breaker makes of them."""
+    server, settings, urls = named_web
+    put_urls(memory_io, urls)
+    server.stop()
+    ask = Resolver.addresses
+    refused = []
+
+    async def addresses(self, host, **values):
+        try:
+            return await ask(self, host, **values)
+        except LookupFailedError as error:
+            if error.again:
+                refused.append(host)
+            if len(refused) == 4:
+                server.start()
+            raise
+
+    monkeypatch.setattr(Resolver, "addresses", addresses)
+    stage = FetchStage(fast_config(**{**settings, "breaker": False}))
+    images = stage.run(0, memory_io)["images"].to_pylist()
+    assert len(refused) == 4
+    assert [image["reason"] for image in images] == [None, "dns"] * 100
 
 
 def test_a_name_that_leads_elsewhere_than_it_should_is_refused(web, nameserver, memory_io, fast_config):
