@@ -21,6 +21,7 @@ from curation.ingest.guard import Guard
 from curation.ingest.local import TOO_LARGE, Read, read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
 from curation.ingest.outcome import PERMANENT, TRANSIENT, Outcome
+from curation.ingest.pace import Key, Pause
 from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules, forget_unreachable
 from curation.ingest.takedown import TABLE as TAKEDOWNS
@@ -162,6 +163,7 @@ class FetchStage(ShardStage):
         self.fetch = config
         self.rules: dict[str, Rules] = {}  # robots.txt, kept from shard to shard
         self.reached = Reached()
+        self.pauses: dict[Key, Pause] = {}
 
     def preflight(self) -> None:
         """Exempt hosts must name an address and a port, name servers an address."""
@@ -240,7 +242,12 @@ class FetchStage(ShardStage):
     ) -> set[int]:
         """Fetch rows; those that failed in an outage that passed."""
         fetcher = Fetcher(
-            self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached, scratch=spool.scratch
+            self.fetch,
+            rules=self.rules,
+            taken_down=taken_down,
+            reached=self.reached,
+            pauses=self.pauses,
+            scratch=spool.scratch,
         )
         breaker = Breaker(self.fetch, self.reached, fetcher.is_there)
         fetcher.calm = breaker.calm

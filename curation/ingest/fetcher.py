@@ -24,7 +24,7 @@ from curation.ingest.breaker import Reached
 from curation.ingest.certificates import tls_context
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
 from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, told
-from curation.ingest.pace import HostPace, backoff_s, retry_after_s
+from curation.ingest.pace import HostPace, Key, Pause, backoff_s, keep_pauses, retry_after_s
 from curation.ingest.resolver import NUM_LOOKUPS, LookupFailedError, Resolver
 from curation.ingest.takedown import TAKEN_DOWN
 from curation.ingest.takedown import Rules as Takedowns
@@ -52,6 +52,7 @@ class Fetcher:
         contact: is told of every address before a socket to it exists, and may raise.
         taken_down: addresses that are not asked for.
         reached: is told which hosts answer.
+        pauses: of hosts that were asked in an earlier loop; they are kept there for the next one.
         scratch: folder for large bodies that are under way.
     """
 
@@ -65,6 +66,7 @@ class Fetcher:
         contact: Contact | None = None,
         taken_down: Takedowns | None = None,
         reached: Reached | None = None,
+        pauses: dict[Key, Pause] | None = None,
         scratch: Path | None = None,
     ) -> None:
         self.config = config
@@ -83,7 +85,8 @@ class Fetcher:
         self.calm = asyncio.Event()  # cleared by whoever wants no request to go out
         self.calm.set()
         self._robots = robots.Robots(self._get_robots, {} if rules is None else rules, config.agent)
-        self._hosts: dict[tuple[str | None, int | None], HostPace] = {}
+        self._hosts: dict[Key, HostPace] = {}
+        self._pauses = {} if pauses is None else pauses
         self._slots = asyncio.Semaphore(config.concurrency)
 
     async def __aenter__(self) -> Self:
@@ -108,6 +111,7 @@ class Fetcher:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        keep_pauses(self._pauses, self._hosts)
         await self._robots.close()
         await self._session.close()
         await self._resolver.close()
@@ -232,6 +236,7 @@ class Fetcher:
                 connections=config.per_host,
                 interval_s=config.per_host_interval_s,
                 patience_s=config.per_host_patience_s,
+                pause=self._pauses.get(key),
             )
         return self._hosts[key]
 
@@ -259,7 +264,7 @@ class Fetcher:
                     wait_s = self._wait_s(str(place), answer, attempt)
                     host.postponed(wait_s, answer.status, answer.content_type)
                 else:
-                    host.refused(answer.status, answer.content_type)
+                    host.refused(answer.wait_s, answer.status, answer.content_type)
             elif answer.reason in ("connection", "timeout") or (answer.reason == "dns" and answer.again):
                 host.failed(answer.reason)
             elif answer.started:

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 _REFUSALS = 5  # for longer than is waited for, or of rows that had all their attempts
 _POSTPONEMENTS = 20  # one after another, of whatever length
 _FAILURES = 10
 
+_REFUSED_S = 300.0  # that a host which refuses is left alone, where it does not say for how long
+_MAX_PAUSES = 20_000
+
 Ready = Callable[[], AbstractAsyncContextManager[None]]
+Key = tuple[str | None, int | None]  # host, and port where it is not the scheme's own
+
+
+class Pause(NamedTuple):
+    """What a host may expect of whoever asks it next: in time.monotonic(), which is a loop's time as well."""
+
+    next_at: float
+    refused_until: float
+    refusal: tuple[int | None, str | None]
 
 
 class HostPace:
@@ -21,9 +35,15 @@ class HostPace:
 
     Patience ends with refusals or failures one after another, and with the time that the host may take in all: a host
     that drips, or asks for long pauses, must not keep all others waiting.
+
+    Args:
+        connections: at once.
+        interval_s: least time between requests.
+        patience_s: time that the host may take in all.
+        pause: of an earlier event loop.
     """
 
-    def __init__(self, *, connections: int, interval_s: float, patience_s: float) -> None:
+    def __init__(self, *, connections: int, interval_s: float, patience_s: float, pause: Pause | None = None) -> None:
         self.interval_s = interval_s
         self._connections = asyncio.Semaphore(connections)
         self._patience_s = patience_s
@@ -35,6 +55,16 @@ class HostPace:
         self._failure = ""
         # Status and content type of the last one: what is not asked any more would have got the same.
         self.refusal: tuple[int | None, str | None] = (None, None)
+        self._refused_until = 0.0
+        if pause is not None:
+            self._next_at, self._refused_until, self.refusal = pause
+            self._refusals = _REFUSALS if self._refused_until > time.monotonic() else 0
+
+    def pause(self) -> Pause | None:
+        """What is to be kept for the next loop; None where the host may be asked at once."""
+        refused_until = self._refused_until if self._refusals >= _REFUSALS else 0.0
+        kept = Pause(self._next_at, refused_until, self.refusal)
+        return kept if max(self._next_at, refused_until) > time.monotonic() else None
 
     @asynccontextmanager
     async def turn(self, ready: Ready = nullcontext) -> AsyncIterator[str | None]:
@@ -81,10 +111,12 @@ class HostPace:
         self.refusal = (status, content_type)
         self._next_at = max(self._next_at, asyncio.get_running_loop().time() + wait_s)
 
-    def refused(self, status: int | None, content_type: str | None) -> None:
+    def refused(self, wait_s: float | None, status: int | None, content_type: str | None) -> None:
         """The host said: not for a long time."""
         self._refusals += 1
         self.refusal = (status, content_type)
+        until = time.monotonic() + (_REFUSED_S if wait_s is None else wait_s)
+        self._refused_until = max(self._refused_until, until)
 
     def failed(self, failure: str) -> None:
         """The host took no connection, or did not end its answer in time."""
@@ -104,6 +136,21 @@ class HostPace:
         if self._failures >= _FAILURES:
             return self._failure
         return "host_busy" if self._ends_at is not None and max(self._next_at, now) > self._ends_at else None
+
+
+def keep_pauses(pauses: dict[Key, Pause], hosts: Mapping[Key, HostPace]) -> None:
+    """Put down how long hosts are to be left alone, for whoever asks them next.
+
+    To them it is one who asks, whatever pieces the work is cut into. Of too many the oldest are forgotten.
+    """
+    for key, host in hosts.items():
+        pauses.pop(key, None)
+        if (pause := host.pause()) is not None:
+            pauses[key] = pause
+    for key in [key for key, pause in pauses.items() if max(pause.next_at, pause.refused_until) <= time.monotonic()]:
+        del pauses[key]
+    while len(pauses) > _MAX_PAUSES:
+        del pauses[next(iter(pauses))]
 
 
 def retry_after_s(value: str | None) -> float | None:

@@ -323,7 +323,7 @@ def test_each_part_has_all_the_patience_again_and_no_host_is_asked_sooner():
         pace = HostPace(connections=1, interval_s=50.0, patience_s=100.0)
         first = await closed(pace)
         for _ in range(5):
-            pace.refused(429, None)
+            pace.refused(None, 429, None)
         refused = await closed(pace)
         pace.renew_patience()
         waiting = asyncio.create_task(closed(pace))

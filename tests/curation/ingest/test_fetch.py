@@ -1,4 +1,5 @@
 import hashlib
+import itertools
 import tarfile
 
 import pyarrow as pa
@@ -160,3 +161,34 @@ def test_limits_of_a_host_say_that_they_hold_for_each_worker():
 def test_what_is_content_and_what_is_execution():
     content = set(FetchConfig().fingerprint_values())
     assert content == {"agent", "respect_robots", "respect_opt_out", "max_bytes", "max_redirects"}
+
+
+def in_shards(io, config, urls, *, num_shards=3):
+    """``images`` of some shards of the same addresses, one after another in one worker, and when each visit began."""
+    stage = FetchStage(config)
+    tables = []
+    for shard in range(num_shards):
+        io.shard = shard
+        put_urls(io, urls)
+        tables.append(stage.run(shard, io))
+    visits = sorted(visit["started_at"].timestamp() for one in tables for visit in one["fetch_log"].to_pylist())
+    return [one["images"].to_pylist() for one in tables], visits
+
+
+@pytest.mark.parametrize("asks", [b"Crawl-delay: 0.5", b"Allow: /"])
+def test_a_pause_is_kept_from_shard_to_shard(memory_io, web, fast_config, make_picture, asks):
+    web.reply("a.test", "/robots.txt", b"User-agent: *\n" + asks)
+    web.reply("a.test", "/x", make_picture())
+    values = {} if b"delay" in asks else {"per_host_interval_s": 0.5}
+    images, visits = in_shards(memory_io, fast_config(respect_robots=True, **values), ["http://a.test/x"])
+    assert [row["ok"] for shard in images for row in shard] == [True] * 3
+    assert min(after - before for before, after in itertools.pairwise(visits)) > 0.45
+
+
+@pytest.mark.parametrize("headers", [{"Retry-After": "86400"}, {}])
+def test_a_host_that_refuses_is_left_alone_by_the_next_shards_too(memory_io, web, fast_config, headers):
+    web.reply("a.test", "/x", status=429, headers=headers)
+    images, _ = in_shards(memory_io, fast_config(attempts=1, per_host=1), ["http://a.test/x"] * 10)
+    assert len(web.requests) == 5
+    for row in (row for shard in images for row in shard):
+        assert (row["reason"], row["transient"], row["http_status"]) == ("rate_limited", True, 429)
