@@ -222,6 +222,7 @@ class FetchStage(ShardStage):
         for url in images.filter(images["ok"])["final_url"].drop_null().to_pylist():
             parts = urlsplit(url)
             self.reached.answered(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
+            self.reached.gave_picture(parts.hostname or "", url)
 
     async def _fetch(self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down as they come, so memory holds those in flight only."""
@@ -249,7 +250,13 @@ class FetchStage(ShardStage):
             pauses=self.pauses,
             scratch=spool.scratch,
         )
-        breaker = Breaker(self.fetch, self.reached, fetcher.is_there)
+
+        async def gives_picture(url: str) -> bool:
+            # Another one: nobody asks this one while the breaker judges.
+            async with Fetcher(self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached) as prober:
+                return (await prober.fetch(url)).reason is None
+
+        breaker = Breaker(self.fetch, self.reached, fetcher.is_there, gives_picture)
         fetcher.calm = breaker.calm
 
         async def one(row: dict[str, Any]) -> None:
@@ -259,7 +266,7 @@ class FetchStage(ShardStage):
             earlier = outcomes.get(row["image_id"])  # in an outage: its visits were made, too
             hops = outcome.hops if earlier is None else (*earlier.hops, *outcome.hops)
             outcomes[row["image_id"]] = replace(outcome, body=None, hops=hops)
-            await breaker.count(row["image_id"], row["host"], outcome.reason)
+            await breaker.count(row["image_id"], row["host"], outcome.reason, row["url"])
 
         async with fetcher:
             async with asyncio.TaskGroup() as group:
