@@ -9,15 +9,17 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import tarfile
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from curation.ingest.lists import list_suffix
+from curation.ingest.lists import COMPRESSIONS, list_suffix
 from curation.ingest.pictures import is_picture
 from curation.ingest.rows import open_parquet
 from curation.ingest.sources import SourceConfig, source_files
@@ -32,6 +34,8 @@ _METADATA_FILES = 64  # of parquet: read one by one up to so many
 _LIST_S = 0.3  # for which a folder, or the tars of a source, are listed
 _FIRST_ENTRY_S = 1.0  # the first entry of a folder, so that the others can be told by it
 _PIECE_BYTES = 1 << 16
+_HOST_PIECES = 32  # of a file, whose hosts are looked at
+_HOST = re.compile(rb"""https?://([^\s/"',:?#\\]+)""", re.IGNORECASE)
 _SIZED_FILES = 1000  # of a folder: pictures whose sizes are looked up
 
 
@@ -43,12 +47,14 @@ class Count:
         rows: how many.
         picture_bytes: of one picture in the mean; None of addresses, and where it is not known.
         is_exact: false: told from a sample.
+        busiest: share of the addresses that one host has, as in a sample; 0 where nobody looked.
         source: how it is known, in words.
     """
 
     rows: int
     picture_bytes: float | None = None
     is_exact: bool = True
+    busiest: float = 0.0
     source: str
 
 
@@ -95,10 +101,25 @@ def _count(config: SourceConfig, files: Sequence[File]) -> Count:
     if config.kind == "parquet" or all(list_suffix(file.path) == ".parquet" for file in files):
         return _count_parquet(files, is_pictures=config.kind == "parquet")
     if config.kind == "list":
-        return _scaled(files, _lines_of, "size and mean line")
+        return replace(_scaled(files, _lines_of, "size and mean line"), busiest=_busiest(files))
     if config.kind == "tar":
         return _count_tars(files)
     return _scaled(files, _rows_of_archive, "size and pictures a MB")
+
+
+def count_crawl(config: SourceConfig) -> Count:
+    """Pages that a crawl visits at most, and the share that one host has of the pages it begins with.
+
+    Args:
+        config: of a source of kind pages.
+    """
+    try:
+        seeds = count_source("location", config.model_copy(update={"kind": "list"}))
+    except ConfigError:  # one page, or a list that is not there
+        seeds = Count(rows=1, busiest=1.0, source="")
+    rows = min(config.max_pages, seeds.rows) if config.depth == 0 else config.max_pages
+    of_host = max(config.max_pages_per_host, seeds.busiest * seeds.rows)
+    return Count(rows=rows, busiest=min(seeds.busiest, of_host / rows), is_exact=False, source="max_pages")
 
 
 # By size
@@ -118,6 +139,23 @@ def _scaled(files: Sequence[File], rows_of: Callable[[str], _Seen], how: str) ->
     if seen >= total:
         return Count(rows=rows, source="counted")
     return Count(rows=round(rows * total / max(seen, 1)), is_exact=False, source=f"about: {how} of a sample")
+
+
+def _busiest(files: Sequence[File]) -> float:
+    """Share of the host that has most addresses of text lists; pieces from all over them, as lists may be sorted.
+
+    0 where a list is packed: only its beginning could be looked at.
+    """
+    hosts: Counter[bytes] = Counter()
+    for one in _spread(files, _SAMPLE_FILES):
+        if one.path.lower().endswith(COMPRESSIONS):
+            return 0.0
+        with Path(one.path).open("rb") as file:
+            step = max(_PIECE_BYTES, one.num_bytes // _HOST_PIECES)
+            for start in range(0, one.num_bytes, step):
+                file.seek(start)
+                hosts.update(match.lower() for match in _HOST.findall(file.read(_PIECE_BYTES)))
+    return max(hosts.values()) / hosts.total() if hosts else 0.0
 
 
 class _Seen(NamedTuple):

@@ -19,7 +19,7 @@ from curation.retrieve.plan import planned
 from curation.schema import VERDICTS, Role
 from curation.store import open_store, read_part
 from pipelines.curate import CurateRecipe
-from pipelines.estimate.counting import Count, count_source
+from pipelines.estimate.counting import Count, count_crawl, count_source
 from pipelines.estimate.rates import Rates
 from pipelines.plan import SOURCES
 from pipelines.preflight import named_sources
@@ -50,6 +50,8 @@ class Flow:
         shares: of what each verdict keeps, ``selection`` apart.
         pool: rows of the pool that each verdict keeps; under ``LINES`` all of them.
         web: of these, addresses that are visited, and pictures that are had from them.
+        busiest: of these addresses, those of one host.
+        crawled: pages that are visited at most, and of these, those of one host.
         num_queries: pictures of query sets.
         num_benchmarks: pictures of benchmarks.
         num_shards: by role.
@@ -63,6 +65,8 @@ class Flow:
     shares: Mapping[str, Share]
     pool: Mapping[str, float]
     web: tuple[float, float]
+    busiest: float
+    crawled: tuple[float, float]
     num_queries: float
     num_benchmarks: float
     num_shards: Mapping[Role, int]
@@ -186,6 +190,8 @@ def flow_of(recipe: CurateRecipe, counted: Mapping[str, Count], rates: Rates) ->
         local *= 1.0 if verdict in _BEFORE_BYTES else share.value
         pool[verdict] = web + local
     fetched = visited * shares["fetched"].value
+    busiest = max((rows[name] * counted[name].busiest for name in of_pool), default=0.0) * shares["screened"].value
+    crawls = [count_crawl(source) for _, source in roles.values() if source.kind == "pages"]
     images = {name: counted[name].rows for name, (role, _) in roles.items() if role == "query"}
     plans = planned(recipe.queries, images=images, num_clusters=recipe.cluster.num_clusters)
     finals = {plan.query_set: float(plan.nominal.final) if plan.nominal else 0.0 for plan in plans}
@@ -197,6 +203,8 @@ def flow_of(recipe: CurateRecipe, counted: Mapping[str, Count], rates: Rates) ->
         shares=shares,
         pool=pool | {"selection": chosen},
         web=(visited, fetched),
+        busiest=busiest,
+        crawled=(sum(one.rows for one in crawls), max((one.rows * one.busiest for one in crawls), default=0.0)),
         num_queries=_rows_of(roles, rows, "query"),
         num_benchmarks=_rows_of(roles, rows, "benchmark"),
         num_shards={role: _shards_of(roles, rows, role, recipe.shard_rows) for role in get_args(Role)},

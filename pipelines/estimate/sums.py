@@ -69,7 +69,8 @@ def cost_of(work: Work, cluster: Cluster, rates: Rates) -> Cost:
     """What one stage takes on a cluster.
 
     A worker with a GPU decodes, computes and writes by turns, so that the GPU is held for all of it. A fetcher waits
-    for many addresses at once; the slowest of waiting, computing and the network decides.
+    for many addresses at once; the slowest of waiting, computing, the network and the largest host decides, which each
+    fetcher may ask so often.
     """
     on_gpu = sum(rates.seconds(use.rate, use.amount) for use in work.uses if use.on_gpu)
     cpu_s = sum(rates.seconds(use.rate, use.amount) for use in work.uses if not use.on_gpu)
@@ -83,7 +84,7 @@ def cost_of(work: Work, cluster: Cluster, rates: Rates) -> Cost:
     if work.visits:
         waiting = rates.seconds(cluster.wait, work.visits) / (at_once * cluster.visits)
         network = 8 * work.download_bytes / (cluster.gbit * 1e9) if cluster.gbit is not None else 0.0
-        wall_s = max(wall_s, waiting, network)
+        wall_s = max(wall_s, waiting, network, work.polite_s / at_once)
     gpu_s = cpu_s + on_gpu if work.on_gpu else 0.0
     cpu_s = 0.0 if work.on_gpu else cpu_s
     usd = (cpu_s * rates["price.cpu_hour"] + gpu_s * rates["price.gpu_hour"]) / HOUR_S

@@ -13,7 +13,7 @@ from pipelines.estimate.rates import Rates
 from pipelines.estimate.scale import Scale
 from pipelines.estimate.storing import memory_bytes, read_bytes, written_bytes
 
-REGISTER = "register"  # what the driver does before the first stage
+CRAWL, REGISTER = "crawl", "register"  # what the driver does before the first stage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +33,7 @@ class Work:
         scratch_bytes: written, and gone when the stage is through.
         download_bytes: from the web.
         visits: addresses that are waited for.
+        polite_s: that one worker takes to ask the host of most of them, as often as it may.
         memory_bytes: of a worker at its largest task.
     """
 
@@ -48,13 +49,31 @@ class Work:
     scratch_bytes: float = 0
     download_bytes: float = 0
     visits: float = 0
+    polite_s: float = 0
     memory_bytes: float = 0
 
 
 def works_of(recipe: CurateRecipe, stages: Sequence[Stage], flow: Flow, rates: Rates) -> list[Work]:
-    """The work of all stages, registration first."""
+    """The work of all stages, and before them that of the driver."""
     scale = Scale(recipe, flow, rates)
-    return [_registration(flow, rates), *(_work_of(scale, stage) for stage in stages)]
+    crawl = [_crawl(recipe, flow, rates)] if flow.crawled[0] else []
+    return [*crawl, _registration(flow, rates), *(_work_of(scale, stage) for stage in stages)]
+
+
+def _crawl(recipe: CurateRecipe, flow: Flow, rates: Rates) -> Work:
+    """All crawls as one."""
+    pages, of_host = flow.crawled
+    return Work(
+        stage=CRAWL,
+        rows_in=pages,
+        rows_out=None,
+        uses=(Use("stages.crawl", pages),),
+        kept_bytes=pages * rates["bytes.crawl"],
+        download_bytes=pages * rates["page.web"],
+        visits=pages,
+        polite_s=of_host * recipe.fetch.per_host_interval_s,
+        memory_bytes=1e6 * rates["memory.worker"],
+    )
 
 
 def _registration(flow: Flow, rates: Rates) -> Work:
@@ -91,5 +110,6 @@ def _work_of(scale: Scale, stage: Stage) -> Work:
         scratch_bytes=scratch,
         download_bytes=pictures * flow.picture_bytes[0],
         visits=visits,
+        polite_s=flow.busiest * scale.recipe.fetch.per_host_interval_s if visits else 0.0,
         memory_bytes=1e6 * rates["memory.worker"] + memory_bytes(scale, stage),
     )

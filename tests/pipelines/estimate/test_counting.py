@@ -10,7 +10,7 @@ import pytest
 
 from curation.ingest.sources import SourceConfig, source_files
 from pipelines.estimate import counting
-from pipelines.estimate.counting import count_source
+from pipelines.estimate.counting import count_crawl, count_source
 from training.config import ConfigError
 
 
@@ -191,3 +191,33 @@ def test_what_nobody_knows_is_one_line(tmp_path, kind, location, message):
     with pytest.raises(ConfigError, match=message) as caught:
         count(kind, location if "://" in location else tmp_path / location)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("is_sorted", [False, True])
+def test_the_share_of_the_largest_host_is_told_from_all_over_a_list(tmp_path, is_sorted):
+    """A third of the addresses are of one host, wherever they stand."""
+    lines = [f"http://{'big' if n % 3 == 0 else f'h{n}'}.test/{n:07d}/{'x' * 40}.jpg\n" for n in range(120_000)]
+    (tmp_path / "a.txt").write_text("".join(sorted(lines) if is_sorted else lines))
+    assert count("list", tmp_path / "a.txt").busiest == pytest.approx(1 / 3, abs=0.03)
+
+
+def test_a_packed_list_does_not_tell_its_largest_host(tmp_path):
+    (tmp_path / "a.txt.gz").write_bytes(gzip.compress(b"http://a.test/1\n" * 9))
+    assert count("list", tmp_path / "a.txt.gz").busiest == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "rows", "of_host"),
+    [
+        ({"depth": 0}, 4, 2),
+        ({"depth": 3, "max_pages": 10_000, "max_pages_per_host": 500}, 10_000, 500),
+        ({"depth": 3, "max_pages": 100, "max_pages_per_host": 1_000}, 100, 50),
+    ],
+)
+def test_a_crawl_is_as_large_as_it_may_be(tmp_path, values, rows, of_host):
+    """Two of the four pages that it begins with are of one host."""
+    (tmp_path / "a.txt").write_text("http://a.test/1\nhttp://a.test/2\nhttp://b.test/\nhttp://c.test/\n")
+    found = count_crawl(SourceConfig(kind="pages", location=str(tmp_path / "a.txt"), **values))
+    assert (found.rows, found.rows * found.busiest) == (rows, of_host)
+    one = count_crawl(SourceConfig(kind="pages", location="http://a.test/", depth=1, max_pages=20))
+    assert (one.rows, one.busiest) == (20, 1.0)

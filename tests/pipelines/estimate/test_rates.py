@@ -20,7 +20,7 @@ def test_every_stage_has_a_rate():
     names = {stage.name for stage in build_stages(load_recipe(CurateRecipe, "smoke"))} | {"register"}
     for name in rates.names:
         if name.partition(".")[0] in ("stages", "bytes", "start"):
-            assert name.partition(".")[2] in names | {"part", "vector", "read"}, name
+            assert name.partition(".")[2] in names | {"part", "vector", "read", "crawl"}, name
 
 
 def test_every_rate_says_where_it_comes_from():

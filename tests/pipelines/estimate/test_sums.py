@@ -60,6 +60,10 @@ def test_the_slowest_of_waiting_computing_and_the_network():
     assert cost_of(fetch, CLUSTER, rates(**{"wait.visit": 0.0})).wall_s == pytest.approx(1)
     assert cost_of(fetch, CLUSTER, rates(**{"wait.visit": 0.0, "stages.read": 400.0})).wall_s == pytest.approx(200)
 
+    # 500 s of asking one host, which both fetchers may
+    polite = cost_of(work(visits=1000, num_jobs=0, num_tasks=99, polite_s=500), CLUSTER, rates())
+    assert polite.wall_s == pytest.approx(250)
+
 
 def test_a_first_run_compiles_once_a_worker():
     near = work(stage="near", num_jobs=0, num_tasks=3)
