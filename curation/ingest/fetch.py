@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -334,15 +335,31 @@ class _Spool:
         self._end = 0
 
     def put(self, image_id: int, body: bytes) -> None:
-        """Put a body down; a later one of the same row stands for it."""
-        self._file.write(body)
+        """Put a body down; a later one of the same row stands for it.
+
+        Raises:
+            OSError: there is no place for all of it.
+        """
+        num_written = 0
+        while num_written < len(body):  # a disk that becomes full takes a part, and says so only when it is asked again
+            num_written += os.pwrite(self._file.fileno(), memoryview(body)[num_written:], self._end + num_written)
         self._places[image_id] = (self._end, len(body))
         self._end += len(body)
 
     def get(self, image_id: int) -> bytes | None:
-        """The body of a row; None where there is none."""
+        """The body of a row; None where there is none.
+
+        Raises:
+            OSError: it is not there as it was put down.
+        """
         place = self._places.get(image_id)
-        return None if place is None else os.pread(self._file.fileno(), place[1], place[0])
+        if place is None:
+            return None
+        offset, size = place
+        body = os.pread(self._file.fileno(), size, offset)
+        if len(body) != size:
+            raise OSError(errno.EIO, f"{len(body):,} of {size:,} bytes are left of a body", str(self._path))
+        return body
 
     def close(self) -> None:
         """Give the disk back."""

@@ -23,7 +23,7 @@ from curation.ingest.body import CODINGS, PictureBody, unpacked_start
 from curation.ingest.breaker import Reached
 from curation.ingest.certificates import tls_context
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
-from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, told
+from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, is_whole, told
 from curation.ingest.pace import HostPace, backoff_s, retry_after_s
 from curation.ingest.resolver import NUM_LOOKUPS, Resolver
 from curation.ingest.takedown import TAKEN_DOWN
@@ -328,6 +328,8 @@ class Fetcher:
             answer.reason, answer.again = "http_4xx", status in (408, 425)
         elif not 200 <= status < 300:
             answer.reason = "not_an_image"
+        elif status == 206 and not is_whole(response):  # no part was asked for
+            answer.reason, answer.again = "truncated_body", True
 
     async def _read_body(self, response: ClientResponse, answer: Answer) -> None:
         """Headers first, then the body, no further than it looks like a picture and fits."""
@@ -349,6 +351,9 @@ class Fetcher:
                 answer.reason = body.add(piece)
                 if answer.reason is not None:
                     return
+            if body.is_cut:
+                answer.reason, answer.again = "truncated_body", True
+                return
             picture = body.end()
         if picture is None:
             answer.reason = "not_an_image"

@@ -141,7 +141,7 @@ class ScreenKeys(ShardStage):
     name = "screen_keys"
     section = "screen"
     kind = "output"
-    version = 2
+    version = 3
     reads = ("urls",)
     writes = ("url_keys",)
     roles = ("pool", "query", "benchmark")

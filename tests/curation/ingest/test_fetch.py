@@ -1,11 +1,13 @@
 import hashlib
+import os
+import resource
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
+from curation.ingest.fetch import FetchConfig, Fetched, FetchStage, _Spool
 from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
@@ -160,3 +162,31 @@ def test_limits_of_a_host_say_that_they_hold_for_each_worker():
 def test_what_is_content_and_what_is_execution():
     content = set(FetchConfig().fingerprint_values())
     assert content == {"agent", "respect_robots", "respect_opt_out", "max_bytes", "max_redirects"}
+
+
+@pytest.fixture
+def full_disk():
+    """Files that grow past so many bytes are on a full disk: the last write takes a part, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_body_for_which_the_disk_has_no_place_is_no_row(memory_io, web, make_picture, fast_config, full_disk):
+    data = make_picture(size=(200, 200), kind="BMP")
+    web.reply("a.test", "/0", data)
+    put_urls(memory_io, urls=["http://a.test/0"])
+    full_disk(len(data) - 1)
+    with pytest.raises(OSError, match="File too large"):
+        run(memory_io, fast_config())
+
+
+def test_a_body_that_is_not_there_as_it_was_put_down_is_no_row(tmp_path):
+    spool = _Spool(tmp_path)
+    spool.put(1, b"abc")
+    spool.put(2, b"defg")
+    assert (spool.get(1), spool.get(2), spool.get(3)) == (b"abc", b"defg", None)
+    os.truncate(tmp_path / "bodies", 5)
+    with pytest.raises(OSError, match="2 of 4 bytes"):
+        spool.get(2)
+    spool.close()
