@@ -17,13 +17,15 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from curation.ingest.breaker import Breaker, Reached
-from curation.ingest.fetcher import Fetcher
+from curation.ingest.fetcher import Fetcher, Refuses
 from curation.ingest.guard import Guard
 from curation.ingest.local import TOO_LARGE, Read, read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
 from curation.ingest.outcome import PERMANENT, TRANSIENT, Outcome
 from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules, forget_unreachable
+from curation.ingest.screen import Rules as BlockLists
+from curation.ingest.screen import ScreenConfig
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.ingest.takedown import Rules as Takedowns
@@ -143,6 +145,11 @@ class FetchStage(ShardStage):
     """Bytes and what is known of how they came, one row for each line that screening let through.
 
     An address of the takedown list is not asked for, and bytes of it are not stored: the row says ``taken_down``.
+
+    Args:
+        config: of the stage.
+        screen: its block lists hold for redirects too. They are no part of what makes facts stale: whose lines they
+            block leaves by screening, and nobody asks for millions of pictures again because one host was added.
     """
 
     name = "fetch"
@@ -158,9 +165,11 @@ class FetchStage(ShardStage):
     roles = ("pool", "query", "benchmark")
     resources = Resources(cpus=0, speculative=False)
 
-    def __init__(self, config: FetchConfig) -> None:
+    def __init__(self, config: FetchConfig, screen: ScreenConfig | None = None) -> None:
         super().__init__(config)
         self.fetch = config
+        self.screen = ScreenConfig() if screen is None else screen
+        self.blocked: BlockLists | None = None
         self.rules: dict[str, Rules] = {}  # robots.txt, kept from shard to shard
         self.reached = Reached()
 
@@ -186,7 +195,7 @@ class FetchStage(ShardStage):
         remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
         self._know_hosts(io)
         spool = _Spool(io.scratch)
-        outcomes = asyncio.run(self._fetch(remote, spool, taken_down)) if remote else {}
+        outcomes = asyncio.run(self._fetch(remote, spool, taken_down, self._refuses(io.role))) if remote else {}
         local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
             image_id = row["image_id"]
@@ -222,12 +231,19 @@ class FetchStage(ShardStage):
             parts = urlsplit(url)
             self.reached.answered(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
 
-    async def _fetch(self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns) -> dict[int, Outcome]:
+    def _refuses(self, role: str) -> Refuses:
+        """What block lists say of an address; as in screening, they are not asked for query sets and benchmarks."""
+        self.blocked = self.blocked or BlockLists(self.screen)
+        return self.blocked.blocks if role == "pool" and self.blocked.blocked.entries else lambda url: None
+
+    async def _fetch(
+        self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns, refuses: Refuses
+    ) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down as they come, so memory holds those in flight only."""
         outcomes: dict[int, Outcome] = {}
         try:
             while rows:
-                doubted = await self._fetch_once(rows, outcomes, spool, taken_down)
+                doubted = await self._fetch_once(rows, outcomes, spool, taken_down, refuses)
                 rows = [row for row in rows if row["image_id"] in doubted]
                 if doubted:
                     forget_unreachable(self.rules)
@@ -237,11 +253,21 @@ class FetchStage(ShardStage):
         return outcomes
 
     async def _fetch_once(
-        self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], spool: _Spool, taken_down: Takedowns
+        self,
+        rows: list[dict[str, Any]],
+        outcomes: dict[int, Outcome],
+        spool: _Spool,
+        taken_down: Takedowns,
+        refuses: Refuses,
     ) -> set[int]:
         """Fetch rows; those that failed in an outage that passed."""
         fetcher = Fetcher(
-            self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached, scratch=spool.scratch
+            self.fetch,
+            rules=self.rules,
+            taken_down=taken_down,
+            refuses=refuses,
+            reached=self.reached,
+            scratch=spool.scratch,
         )
         breaker = Breaker(self.fetch, self.reached, fetcher.is_there)
         fetcher.calm = breaker.calm

@@ -41,6 +41,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_ROBOTS_REDIRECTS = 5
 
 Read = Callable[[Any, Answer], Awaitable[None]]
+Refuses = Callable[[str], str | None]
 
 
 class Fetcher:
@@ -51,6 +52,7 @@ class Fetcher:
         rules: outlives the loop, so that robots.txt is not asked for twice.
         contact: is told of every address before a socket to it exists, and may raise.
         taken_down: addresses that are not asked for.
+        refuses: why an address, or one that is redirected to, must not be asked for; None where it may.
         reached: is told which hosts answer.
         scratch: folder for large bodies that are under way.
     """
@@ -64,11 +66,13 @@ class Fetcher:
         rules: dict[str, robots.Rules] | None = None,
         contact: Contact | None = None,
         taken_down: Takedowns | None = None,
+        refuses: Refuses = lambda url: None,
         reached: Reached | None = None,
         scratch: Path | None = None,
     ) -> None:
         self.config = config
         self._taken_down = Takedowns([]) if taken_down is None else taken_down
+        self._refuses = refuses
         self._reached = Reached() if reached is None else reached
         self._scratch = scratch
         self._resolver = Resolver(config.nameservers, self._reached.named)
@@ -171,10 +175,9 @@ class Fetcher:
         ``trail`` says how it was come to, which decides nothing where any picture is as good as another.
         """
         del trail
-        if self._taken_down.url(str(place)):
-            return None, TAKEN_DOWN
-        if not self.config.respect_robots:
-            return None, None
+        refused = TAKEN_DOWN if self._taken_down.url(str(place)) else self._refuses(str(place))
+        if refused is not None or not self.config.respect_robots:
+            return None, refused
         rules = await self._robots.rules(str(place.origin()))
         if rules.failure is not None:
             return rules.state, rules.failure

@@ -26,6 +26,8 @@ TRANSIENT = (
 PERMANENT = (
     "bad_url",
     "forbidden_address",
+    "blocked_host",
+    "blocked_url",
     "robots_denied",
     "crawl_delay",
     "opt_out",

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.ingest.fetch import FetchConfig, Fetched, FetchStage, _Spool
+from curation.ingest.screen import ScreenConfig
 from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
@@ -162,6 +163,30 @@ def test_limits_of_a_host_say_that_they_hold_for_each_worker():
 def test_what_is_content_and_what_is_execution():
     content = set(FetchConfig().fingerprint_values())
     assert content == {"agent", "respect_robots", "respect_opt_out", "max_bytes", "max_redirects"}
+
+
+@pytest.mark.parametrize(
+    ("role", "screen", "reason"),
+    [
+        ("pool", {"blocked_hosts": ["b.test"]}, "blocked_host"),
+        ("pool", {"blocked_urls": ["b.test/bad"]}, "blocked_url"),
+        ("pool", {"blocked_urls": ["b.test/good"], "schemes": ["https"]}, None),
+        ("query", {"blocked_hosts": ["b.test"]}, None),
+    ],
+)
+def test_a_redirect_into_a_blocked_host_is_not_followed(
+    memory_io, web, make_picture, fast_config, role, screen, reason
+):
+    memory_io.role = role
+    web.reply("a.test", "/0", status=302, headers={"Location": "/1"})
+    web.reply("a.test", "/1", status=302, headers={"Location": "//B.test/b%61d"})
+    web.reply("b.test", "/bad", make_picture())
+    put_urls(memory_io, urls=["http://a.test/0"])
+    stage = FetchStage(fast_config(respect_robots=True), ScreenConfig(**screen))
+    (row,) = stage.run(0, memory_io)["images"].to_pylist()
+    assert (row["reason"], row["transient"], row["final_url"]) == (reason, False, "http://b.test/bad")
+    assert ("b.test" in {host for host, _ in web.requests}) == (reason is None)
+    assert stage.fingerprint_values() == FetchStage(stage.fetch).fingerprint_values()
 
 
 @pytest.fixture
