@@ -11,6 +11,7 @@ from training.config import ConfigError
 from training.data.files import open_file
 
 NOT_UTF8 = "not utf-8"
+MAX_LETTERS = 8192  # of an address; a longer text is cut
 
 
 class SourceRow(NamedTuple):
@@ -57,6 +58,23 @@ def address_row(values: Mapping[str, Any], columns: Mapping[str, str]) -> Source
     url = url.strip() if url else url
     error = NOT_UTF8 if broken else address_error(url or "")
     return SourceRow(url, None, texts.get("page_url"), texts.get("alt_text"), texts.get("label"), error)
+
+
+def too_long_address() -> str:
+    """What is wrong with an address of more than ``MAX_LETTERS``."""
+    return f"an address of more than {MAX_LETTERS:,} letters"
+
+
+def short_row(row: SourceRow) -> SourceRow:
+    """A row with its texts cut after ``MAX_LETTERS``; that of a longer address says so."""
+    url, _, page_url, alt_text, label, error, _ = row
+    texts = (url or "", page_url or "", alt_text or "", label or "", error or "")
+    if max(map(len, texts)) <= MAX_LETTERS:
+        return row
+    if len(texts[0]) > MAX_LETTERS:
+        error = too_long_address()
+    cut: dict[str, Any] = {"url": url, "page_url": page_url, "alt_text": alt_text, "label": label, "error": error}
+    return row._replace(**{name: text and text[:MAX_LETTERS] for name, text in cut.items()})
 
 
 def is_utf8(text: str) -> bool:
