@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from curation.ingest.address import address_error
+from curation.ingest.packed import COMPRESSIONS, open_copy
 from training.config import ConfigError
 from training.data.files import open_file
 
@@ -94,16 +95,21 @@ def utf8(text: str) -> str:
 
 
 @contextmanager
-def open_parquet(path: str) -> Iterator[Any]:
+def open_parquet(path: str, *, may_be_packed: bool = True) -> Iterator[Any]:
     """A parquet file of a source, ``pyarrow.parquet.ParquetFile``.
 
+    Args:
+        path: of the file.
+        may_be_packed: once more, as a whole; then it is unpacked onto the disk while it is open.
+
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or cannot be unpacked.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_file(path) as file:
+    is_packed = may_be_packed and path.lower().endswith(COMPRESSIONS)
+    with open_copy(path) if is_packed else open_file(path) as file:
         try:
             parquet = pq.ParquetFile(file, pre_buffer=False)  # else it holds all that is asked for of a whole file
         except (pa.ArrowInvalid, OSError) as error:
