@@ -21,8 +21,8 @@ import pyarrow as pa
 
 from curation.export.objects import parts_of
 from curation.ingest.crawl import Crawler, lines_of, to_table, visits_of
+from curation.ingest.fetcher import Refuses
 from curation.ingest.frontier import SAME_PAGE, Frontier, Limits, Visit
-from curation.ingest.pagefetcher import Refuses
 from curation.ingest.register import SECTION_OF_ROLE
 from curation.ingest.rows import SourceLine
 from curation.ingest.screen import Rules, ScreenConfig

@@ -189,7 +189,7 @@ def _ordered(recipe: CurateRecipe) -> list[Stage]:
         UrlDuplicates(recipe.screen),
         Screened(recipe.screen),
         # addresses -> bytes -> facts about pixels -> what is safe to keep
-        FetchStage(recipe.fetch),
+        FetchStage(recipe.fetch, recipe.screen),
         Fetched(recipe.fetch),
         LookStage(recipe.look),
         SecondOpinion(recipe.opinion),

@@ -13,7 +13,7 @@ class NameServer:
     """Answers A and AAAA questions for ``names``; all other names do not exist.
 
     ``turns`` maps names to several answers, given one after another, the last one from then on; ``late`` maps names to
-    seconds until they are answered.
+    seconds until they are answered, and may be changed while somebody waits.
     """
 
     def __init__(self, names: Mapping[str, Iterable[str]]) -> None:
@@ -53,10 +53,11 @@ class NameServer:
 
     def _serve(self, server: socket.socket) -> None:
         with server:
-            waiting: list[tuple[float, bytes, tuple[str, int]]] = []  # when to answer, what, and whom
+            waiting: list[tuple[float, str, bytes, tuple[str, int]]] = []  # since when, for what; what to say, and whom
             while not self._stop.is_set():
-                for one in [one for one in waiting if one[0] <= time.monotonic()]:
-                    server.sendto(*one[1:])
+                now = time.monotonic()
+                for one in [one for one in waiting if one[0] + self.late.get(one[1], 0.0) <= now]:
+                    server.sendto(*one[2:])
                     waiting.remove(one)
                 try:
                     question, client = server.recvfrom(4096)
@@ -64,9 +65,10 @@ class NameServer:
                     continue
                 except OSError:
                     return
+                name = _name(question)[0]
                 answer = self._answer(question)
                 if answer is not None:
-                    waiting.append((time.monotonic() + self.late.get(_name(question)[0], 0.0), answer, client))
+                    waiting.append((time.monotonic(), name, answer, client))
 
     def _answer(self, question: bytes) -> bytes | None:
         name, place = _name(question)

@@ -95,9 +95,7 @@ def canonical_url(url: str) -> str:
 
 
 def _plain_host(host: str) -> str:
-    host = host.lower().removesuffix(".")
-    if not host:
-        raise AddressError("no host")
+    host = host.lower()
     if ":" in host:  # an IPv6 address: urlsplit has checked its brackets
         return host
     if not host.isascii():
@@ -107,6 +105,9 @@ def _plain_host(host: str) -> str:
             host = idna.encode(host, uts46=True).decode("ascii")
         except (idna.IDNAError, UnicodeError):
             raise AddressError("a host that cannot be") from None
+    host = host.removesuffix(".")  # only now: IDNA makes dots of others (U+3002, U+FF0E, U+FF61)
+    if not host:
+        raise AddressError("no host")
     if not _ASCII_HOST.fullmatch(host):
         raise AddressError("a host that cannot be")
     return host

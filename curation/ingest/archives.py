@@ -29,6 +29,7 @@ _PIECE_BYTES = 1 << 16
 _MAX_LINE_BYTES = 1 << 16  # of headers
 _MAX_HEADERS = 1000
 _MAX_DIGITS = 18  # of a length
+_HTTP = re.compile(r"https?:", re.IGNORECASE)
 _RECORD = re.compile(rb"WARC/[01]\.\d+\s*$|[a-z]+:\S.* [0-9a-f.:]+ \d{8,} \S+ \S+\s*$")  # its first line
 
 
@@ -127,7 +128,7 @@ def _pages_of(record: ArcWarcRecord) -> Iterator[Page]:
         yield _damaged("its length is no number", url)
         return
     content_type = (record.rec_headers.get_header("Content-Type") or "").lower()
-    is_page = record.rec_type in ("response", "resource") and url is not None and url.startswith(("http:", "https:"))
+    is_page = record.rec_type in ("response", "resource") and _HTTP.match(url or "") is not None
     if is_page or (record.rec_type == "metadata" and content_type.startswith("application/json")):
         block = _read(record.raw_stream, 2 * MAX_PAGE_BYTES)
         if record.rec_type == "metadata":

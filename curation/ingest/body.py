@@ -59,6 +59,11 @@ class PictureBody:
         self._file.write(data)
         return None
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether what packs it has not come to its end, although nothing more comes."""
+        return self._unpacker is not None and not self._unpacker.eof
+
     def end(self) -> tuple[str, bytes] | None:
         """Format and bytes; None where it is no picture."""
         found = sniff_format(self._head)

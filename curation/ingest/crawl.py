@@ -18,10 +18,11 @@ import pyarrow as pa
 from curation.ingest.address import AddressError, canonical_url, parse_address
 from curation.ingest.breaker import Breaker, Reached
 from curation.ingest.fetch import FetchConfig
+from curation.ingest.fetcher import Refuses
 from curation.ingest.frontier import SAME_PAGE, Candidate, Frontier, Visit
 from curation.ingest.guard import Contact
 from curation.ingest.outcome import Outcome
-from curation.ingest.pagefetcher import NOT_A_PAGE, PageFetcher, Refuses
+from curation.ingest.pagefetcher import NOT_A_PAGE, PageFetcher
 from curation.ingest.pages import Page, page_of_body, said_no
 from curation.ingest.pictures import PICTURE_SUFFIXES
 from curation.ingest.robots import NOFOLLOW_DIRECTIVES, Rules, forget_unreachable

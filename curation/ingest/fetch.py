@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import hashlib
 import os
 from collections.abc import Iterator
@@ -16,7 +17,7 @@ import pyarrow.compute as pc
 from pydantic import Field
 
 from curation.ingest.breaker import Breaker, Reached
-from curation.ingest.fetcher import Fetcher
+from curation.ingest.fetcher import Fetcher, Refuses
 from curation.ingest.guard import Guard
 from curation.ingest.local import TOO_LARGE, Read, read_local
 from curation.ingest.magic import EXTENSIONS, SNIFF_BYTES, sniff_format
@@ -24,6 +25,8 @@ from curation.ingest.outcome import PERMANENT, TRANSIENT, Outcome
 from curation.ingest.pace import Key, Pause
 from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules, forget_unreachable
+from curation.ingest.screen import Rules as BlockLists
+from curation.ingest.screen import ScreenConfig
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.ingest.takedown import Rules as Takedowns
@@ -143,6 +146,11 @@ class FetchStage(ShardStage):
     """Bytes and what is known of how they came, one row for each line that screening let through.
 
     An address of the takedown list is not asked for, and bytes of it are not stored: the row says ``taken_down``.
+
+    Args:
+        config: of the stage.
+        screen: its block lists hold for redirects too. They are no part of what makes facts stale: whose lines they
+            block leaves by screening, and nobody asks for millions of pictures again because one host was added.
     """
 
     name = "fetch"
@@ -158,9 +166,11 @@ class FetchStage(ShardStage):
     roles = ("pool", "query", "benchmark")
     resources = Resources(cpus=0, speculative=False)
 
-    def __init__(self, config: FetchConfig) -> None:
+    def __init__(self, config: FetchConfig, screen: ScreenConfig | None = None) -> None:
         super().__init__(config)
         self.fetch = config
+        self.screen = ScreenConfig() if screen is None else screen
+        self.blocked: BlockLists | None = None
         self.rules: dict[str, Rules] = {}  # robots.txt, kept from shard to shard
         self.reached = Reached()
         self.pauses: dict[Key, Pause] = {}
@@ -187,7 +197,7 @@ class FetchStage(ShardStage):
         remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
         self._know_hosts(io)
         spool = _Spool(io.scratch)
-        outcomes = asyncio.run(self._fetch(remote, spool, taken_down)) if remote else {}
+        outcomes = asyncio.run(self._fetch(remote, spool, taken_down, self._refuses(io.role))) if remote else {}
         local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
             image_id = row["image_id"]
@@ -224,12 +234,19 @@ class FetchStage(ShardStage):
             self.reached.answered(parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80))
             self.reached.gave_picture(parts.hostname or "", url)
 
-    async def _fetch(self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns) -> dict[int, Outcome]:
+    def _refuses(self, role: str) -> Refuses:
+        """What block lists say of an address; as in screening, they are not asked for query sets and benchmarks."""
+        self.blocked = self.blocked or BlockLists(self.screen)
+        return self.blocked.blocks if role == "pool" and self.blocked.blocked.entries else lambda url: None
+
+    async def _fetch(
+        self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns, refuses: Refuses
+    ) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down as they come, so memory holds those in flight only."""
         outcomes: dict[int, Outcome] = {}
         try:
             while rows:
-                doubted = await self._fetch_once(rows, outcomes, spool, taken_down)
+                doubted = await self._fetch_once(rows, outcomes, spool, taken_down, refuses)
                 rows = [row for row in rows if row["image_id"] in doubted]
                 if doubted:
                     forget_unreachable(self.rules)
@@ -239,13 +256,19 @@ class FetchStage(ShardStage):
         return outcomes
 
     async def _fetch_once(
-        self, rows: list[dict[str, Any]], outcomes: dict[int, Outcome], spool: _Spool, taken_down: Takedowns
+        self,
+        rows: list[dict[str, Any]],
+        outcomes: dict[int, Outcome],
+        spool: _Spool,
+        taken_down: Takedowns,
+        refuses: Refuses,
     ) -> set[int]:
         """Fetch rows; those that failed in an outage that passed."""
         fetcher = Fetcher(
             self.fetch,
             rules=self.rules,
             taken_down=taken_down,
+            refuses=refuses,
             reached=self.reached,
             pauses=self.pauses,
             scratch=spool.scratch,
@@ -253,7 +276,9 @@ class FetchStage(ShardStage):
 
         async def gives_picture(url: str) -> bool:
             # Another one: nobody asks this one while the breaker judges.
-            async with Fetcher(self.fetch, rules=self.rules, taken_down=taken_down, reached=self.reached) as prober:
+            async with Fetcher(
+                self.fetch, rules=self.rules, taken_down=taken_down, refuses=refuses, reached=self.reached
+            ) as prober:
                 return (await prober.fetch(url)).reason is None
 
         breaker = Breaker(self.fetch, self.reached, fetcher.is_there, gives_picture)
@@ -348,15 +373,31 @@ class _Spool:
         self._end = 0
 
     def put(self, image_id: int, body: bytes) -> None:
-        """Put a body down; a later one of the same row stands for it."""
-        self._file.write(body)
+        """Put a body down; a later one of the same row stands for it.
+
+        Raises:
+            OSError: there is no place for all of it.
+        """
+        num_written = 0
+        while num_written < len(body):  # a disk that becomes full takes a part, and says so only when it is asked again
+            num_written += os.pwrite(self._file.fileno(), memoryview(body)[num_written:], self._end + num_written)
         self._places[image_id] = (self._end, len(body))
         self._end += len(body)
 
     def get(self, image_id: int) -> bytes | None:
-        """The body of a row; None where there is none."""
+        """The body of a row; None where there is none.
+
+        Raises:
+            OSError: it is not there as it was put down.
+        """
         place = self._places.get(image_id)
-        return None if place is None else os.pread(self._file.fileno(), place[1], place[0])
+        if place is None:
+            return None
+        offset, size = place
+        body = os.pread(self._file.fileno(), size, offset)
+        if len(body) != size:
+            raise OSError(errno.EIO, f"{len(body):,} of {size:,} bytes are left of a body", str(self._path))
+        return body
 
     def close(self) -> None:
         """Give the disk back."""

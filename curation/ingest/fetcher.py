@@ -23,7 +23,7 @@ from curation.ingest.body import CODINGS, PictureBody, unpacked_start
 from curation.ingest.breaker import Reached
 from curation.ingest.certificates import tls_context
 from curation.ingest.guard import Contact, ForbiddenAddressError, Guard, forget_peer, last_peer
-from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, told
+from curation.ingest.outcome import PIECE_BYTES, Answer, Hop, Outcome, Trail, coding_of, header_text, is_whole, told
 from curation.ingest.pace import HostPace, Key, Pause, backoff_s, keep_pauses, retry_after_s
 from curation.ingest.resolver import NUM_LOOKUPS, LookupFailedError, Resolver
 from curation.ingest.takedown import TAKEN_DOWN
@@ -41,6 +41,7 @@ _REDIRECTS = (301, 302, 303, 307, 308)
 _MAX_ROBOTS_REDIRECTS = 5
 
 Read = Callable[[Any, Answer], Awaitable[None]]
+Refuses = Callable[[str], str | None]
 
 
 class Fetcher:
@@ -51,6 +52,7 @@ class Fetcher:
         rules: outlives the loop, so that robots.txt is not asked for twice.
         contact: is told of every address before a socket to it exists, and may raise.
         taken_down: addresses that are not asked for.
+        refuses: why an address, or one that is redirected to, must not be asked for; None where it may.
         reached: is told which hosts answer.
         pauses: of hosts that were asked in an earlier loop; they are kept there for the next one.
         scratch: folder for large bodies that are under way.
@@ -65,12 +67,14 @@ class Fetcher:
         rules: dict[str, robots.Rules] | None = None,
         contact: Contact | None = None,
         taken_down: Takedowns | None = None,
+        refuses: Refuses = lambda url: None,
         reached: Reached | None = None,
         pauses: dict[Key, Pause] | None = None,
         scratch: Path | None = None,
     ) -> None:
         self.config = config
         self._taken_down = Takedowns([]) if taken_down is None else taken_down
+        self._refuses = refuses
         self._reached = Reached() if reached is None else reached
         self._scratch = scratch
         self._resolver = Resolver(config.nameservers, self._reached.named)
@@ -175,10 +179,9 @@ class Fetcher:
         ``trail`` says how it was come to, which decides nothing where any picture is as good as another.
         """
         del trail
-        if self._taken_down.url(str(place)):
-            return None, TAKEN_DOWN
-        if not self.config.respect_robots:
-            return None, None
+        refused = TAKEN_DOWN if self._taken_down.url(str(place)) else self._refuses(str(place))
+        if refused is not None or not self.config.respect_robots:
+            return None, refused
         rules = await self._robots.rules(str(place.origin()))
         if rules.failure is not None:
             return rules.state, rules.failure
@@ -334,6 +337,8 @@ class Fetcher:
             answer.reason, answer.again = "http_4xx", status in (408, 425)
         elif not 200 <= status < 300:
             answer.reason = "not_an_image"
+        elif status == 206 and not is_whole(response):  # no part was asked for
+            answer.reason, answer.again = "truncated_body", True
 
     async def _read_body(self, response: ClientResponse, answer: Answer) -> None:
         """Headers first, then the body, no further than it looks like a picture and fits."""
@@ -355,6 +360,9 @@ class Fetcher:
                 answer.reason = body.add(piece)
                 if answer.reason is not None:
                     return
+            if body.is_cut:
+                answer.reason, answer.again = "truncated_body", True
+                return
             picture = body.end()
         if picture is None:
             answer.reason = "not_an_image"

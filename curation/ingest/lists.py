@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import json
 import re
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import IO, Any
 
 from curation.ingest.csvs import MAX_LINE, Records
+from curation.ingest.packed import COMPRESSIONS, open_unpacked
 from curation.ingest.rows import NOT_UTF8, SourceRow, address_row, batch_values, broken_row, open_parquet
 from training.config import ConfigError
-from training.data.files import open_file
 
 LIST_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
 Lines = Iterator[tuple[int, SourceRow]]  # number in the file, from 1
 
 _BATCH_ROWS = 4096
-_BLOCK_BYTES = 4 << 20  # read at once from a bucket
 _PIECE = 1 << 16  # letters of a JSON array that are looked at together
 _MAX_LINE_BYTES = 16 << 20  # of text and JSON lines
 _MAX_ELEMENT = 16 << 20  # letters of one element of a JSON array
 _SPACE = re.compile(r"[ \t\r\n]*")
+_TOKEN = re.compile(r'[\[\]{}]|"(?:[^"\\]++|\\.)*+(?:"|\\?\Z)', re.DOTALL)  # a bracket; a string, which may be cut
+_TOO_DEEP = object()  # in place of an element that Python does not read
 
 
 def _integer(digits: str) -> int | str:
@@ -72,7 +70,7 @@ def list_header(path: str) -> list[str] | None:
     if suffix not in (".csv", ".tsv", ".json"):
         return None
     try:
-        with _open(path) as stream:
+        with open_unpacked(path) as stream:
             if suffix == ".json":
                 _array_start(path, _text(stream))
                 return None
@@ -90,7 +88,7 @@ def list_suffix(path: str) -> str:
 
 
 def _read_txt(path: str) -> Lines:
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         for place, line in enumerate(_lines(file), 1):
             if line is None:
                 yield place, _too_long()
@@ -105,7 +103,7 @@ def _read_txt(path: str) -> Lines:
 
 
 def _read_csv(path: str, columns: Mapping[str, str], delimiter: str) -> Lines:
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         records = Records(_text_lines(file), delimiter, columns.get("url"))
         for place, cells in records:
             if isinstance(cells, str):
@@ -115,7 +113,7 @@ def _read_csv(path: str, columns: Mapping[str, str], delimiter: str) -> Lines:
 
 
 def _read_jsonl(path: str, columns: Mapping[str, str]) -> Lines:
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         for place, line in enumerate(_lines(file), 1):
             if line is None:
                 yield place, _too_long()
@@ -161,9 +159,11 @@ def _read_parquet(path: str, columns: Mapping[str, str]) -> Lines:
 
 def _read_json(path: str, columns: Mapping[str, str]) -> Lines:
     """Elements are objects, or addresses as strings; anything else is a row without an address."""
-    with _open(path) as file:
+    with open_unpacked(path) as file:
         for place, values in enumerate(_elements(path, _text(file)), 1):
-            if isinstance(values, str):
+            if values is _TOO_DEEP:
+                yield place, broken_row("not json")
+            elif isinstance(values, str):
                 yield place, address_row({"url": values}, {"url": "url"})
             else:
                 yield place, address_row(values if isinstance(values, dict) else {}, columns)
@@ -195,7 +195,9 @@ def _elements(path: str, stream: IO[str]) -> Iterator[Any]:
             value, end = _JSON.raw_decode(text, place)
             end = _SPACE.match(text, end).end()  # type: ignore[union-attr]
             why = "neither , nor ] behind an element"
-        except (ValueError, RecursionError) as error:
+        except RecursionError as error:
+            value, end, why = _TOO_DEEP, _element_end(text, place), str(error)
+        except ValueError as error:
             value, end, why = None, len(text), str(error)
         if text[end : end + 1] not in (",", "]"):  # a string, or a number, may go on in the next piece
             piece = stream.read(wanted) if len(text) - place < _MAX_ELEMENT else ""
@@ -209,24 +211,17 @@ def _elements(path: str, stream: IO[str]) -> Iterator[Any]:
         place, first, wanted = end + 1, False, _PIECE
 
 
-# Opening
+def _element_end(text: str, place: int) -> int:
+    """Where an object or array is closed, and the space behind it; the end of the text where it is not."""
+    depth = 0
+    for token in _TOKEN.finditer(text, place):
+        depth += {"[": 1, "{": 1, "]": -1, "}": -1}.get(token[0], 0)
+        if depth == 0:
+            return _SPACE.match(text, token.end()).end()  # type: ignore[union-attr]
+    return len(text)
 
 
-@contextmanager
-def _open(path: str) -> Iterator[IO[bytes]]:
-    """A file, unpacked on the way."""
-    with open_file(path, _BLOCK_BYTES) as file:
-        name = path.lower()
-        if name.endswith(".gz"):
-            with gzip.open(file, "rb") as unpacked:
-                yield unpacked  # type: ignore[misc]
-        elif name.endswith(".zst"):
-            import pyarrow as pa
-
-            with pa.CompressedInputStream(pa.PythonFile(file, mode="r"), "zstd") as unpacked:
-                yield io.BufferedReader(unpacked)
-        else:
-            yield file
+# Text
 
 
 def _text_lines(file: IO[bytes]) -> Iterator[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -25,6 +26,8 @@ TRANSIENT = (
 PERMANENT = (
     "bad_url",
     "forbidden_address",
+    "blocked_host",
+    "blocked_url",
     "robots_denied",
     "crawl_delay",
     "opt_out",
@@ -39,6 +42,7 @@ _TOLD = (
     "Content-Type",
     "Content-Length",
     "Content-Encoding",
+    "Content-Range",
     "Location",
     "Retry-After",
     "X-Robots-Tag",
@@ -48,6 +52,7 @@ _TOLD = (
     "Last-Modified",
 )
 _TOLD_CHARS = 500
+_RANGE = re.compile(r"bytes\s+0-(?P<last>\d{1,18})/(?P<size>\d{1,18})", re.IGNORECASE | re.ASCII)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +119,12 @@ class Trail:
 def coding_of(response: ClientResponse) -> str:
     """All of Content-Encoding; ``identity`` where there is none."""
     return ", ".join(response.headers.getall("Content-Encoding", ())).strip().lower() or "identity"
+
+
+def is_whole(response: ClientResponse) -> bool:
+    """Whether the part that a 206 says it is of is all of it."""
+    said = _RANGE.fullmatch(response.headers.get("Content-Range", "").strip())
+    return said is not None and int(said["last"]) + 1 == int(said["size"])
 
 
 def told(response: ClientResponse) -> tuple[tuple[str, str], ...]:

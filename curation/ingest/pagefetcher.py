@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from curation.ingest import robots
 from curation.ingest.encoding import unpacked
@@ -19,34 +18,22 @@ if TYPE_CHECKING:
 # What a page ends as beside what a picture may (``outcome.TRANSIENT`` and ``PERMANENT``, without ``not_an_image``).
 NOT_A_PAGE = "not_a_page"
 OFF_DOMAIN = "off_domain"
-OF_PAGES = (NOT_A_PAGE, OFF_DOMAIN, "blocked_host", "blocked_url")
-
-Refuses = Callable[[str], str | None]
+OF_PAGES = (NOT_A_PAGE, OFF_DOMAIN)
 
 
 class PageFetcher(Fetcher):
-    """Fetches pages. Of one that is too long the first ``MAX_PAGE_BYTES`` come, and one byte that tells it.
-
-    Args:
-        refuses: why an address, or one that is redirected to, must not be asked for; None where it may.
-        values: those of ``Fetcher``.
-    """
+    """Fetches pages. Of one that is too long the first ``MAX_PAGE_BYTES`` come, and one byte that tells it."""
 
     accept = "text/html,application/xhtml+xml;q=0.9,*/*;q=0.1"
 
-    def __init__(self, *args: Any, refuses: Refuses, **values: Any) -> None:
-        super().__init__(*args, **values)
-        self._refuses = refuses
-
     async def _may_fetch(self, place: URL, trail: Trail) -> tuple[str | None, str | None]:
-        """As for pictures; and the page must not lead elsewhere, nor to what is refused."""
+        """As for pictures; and the page must not lead elsewhere."""
         from yarl import URL
 
         start = URL(trail.hops[0].url) if trail.hops else place
         if registrable_domain(place.raw_host or "") != registrable_domain(start.raw_host or ""):
             return None, OFF_DOMAIN
-        refused = self._refuses(str(place))
-        return (None, refused) if refused is not None else await super()._may_fetch(place, trail)
+        return await super()._may_fetch(place, trail)
 
     async def _read_body(self, response: ClientResponse, answer: Answer) -> None:
         """Headers first, then as much of the body as a page may have."""

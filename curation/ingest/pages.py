@@ -14,14 +14,13 @@ from urllib.parse import urljoin
 from curation.ingest.address import address_error
 from curation.ingest.encoding import texts
 from curation.ingest.robots import OPT_OUT_DIRECTIVES, TDM_RESERVATION, opt_out
-from curation.ingest.rows import SourceRow, address_row, broken_row
+from curation.ingest.rows import MAX_LETTERS, SourceRow, address_row, broken_row, too_long_address
 
 MAX_PAGE_BYTES = (
     8 << 20
 )  # also as UTF-8; beyond 10 million libxml2 gives up a comment and looks into it, again and again
 MAX_DEPTH = 512  # as browsers have it
 MAX_ADDRESSES = 10_000  # pictures of one page, and links of it
-MAX_LETTERS = 8192  # of an address; a longer alt text is cut
 MAX_ADDRESS_LETTERS = 8 << 20  # of all of a page: a long base makes each address long, though the page is short
 _HTML_TYPES = ("text/html", "application/xhtml+xml")
 _HTML_START = re.compile(rb"\s*<(!doctype html|html)", re.IGNORECASE)
@@ -228,7 +227,7 @@ def _absolute(base: str, address: str) -> str:
 def _image_row(url: str, page_url: str, alt_text: str | None) -> SourceRow:
     values = {"url": url[:MAX_LETTERS], "page_url": page_url, "alt_text": (alt_text or "").strip()[:MAX_LETTERS]}
     row = address_row(values, {name: name for name in values})
-    return row if len(url) <= MAX_LETTERS else row._replace(error=f"an address of more than {MAX_LETTERS:,} letters")
+    return row if len(url) <= MAX_LETTERS else row._replace(error=too_long_address())
 
 
 # Parsing

@@ -154,7 +154,7 @@ def _is_manifest(member: Member) -> bool:
 
 def read_parquet(path: str, image_column: str, columns: Mapping[str, str]) -> Lines:
     """Rows of a parquet file that holds pictures; ``columns`` maps url, page_url, alt_text and label to its names."""
-    with open_parquet(path) as file:
+    with open_parquet(path, may_be_packed=False) as file:
         # The pictures are not read here. That they are still the same is seen from the size of each row group.
         sizes = _group_bytes(file.metadata, image_column)
         outside = _pictures_elsewhere(file, image_column)
@@ -179,7 +179,7 @@ def find_image_column(path: str, named: str | None) -> tuple[str, list[str]]:
     Raises:
         ConfigError: it is not there, holds something else, or several can be meant.
     """
-    with open_parquet(path) as file:
+    with open_parquet(path, may_be_packed=False) as file:
         schema = file.schema_arrow
     names = ", ".join(schema.names)
     nested = [field.name for field in schema if _is_nested(field.type)]

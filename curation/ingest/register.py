@@ -11,7 +11,7 @@ from typing import Any
 import pyarrow as pa
 
 from curation.ingest.address import AddressError, parse_address
-from curation.ingest.rows import SourceLine, SourceRow
+from curation.ingest.rows import SourceLine, SourceRow, short_row
 from curation.ingest.sources import SourceConfig, check_source, read_lines, stamp
 from curation.schema import SHARDS_PER_SOURCE_LIMIT, TABLES, Role, first_shard, image_ids
 from training.config import ConfigError
@@ -101,13 +101,17 @@ def _scan(
     name, role, config = named
     digest = hashlib.sha256()
     num_rows = num_shards = 0
-    for lines in _shards(source, shard_rows):
+
+    def short_lines() -> Iterator[SourceLine]:
+        for place, line in enumerate(source):
+            if place == known.num_rows:
+                _check_same(name, digest.hexdigest(), known)
+            digest.update(_ENCODE(line.row).encode() + b"\n")  # as it was read: how much is kept of it may change
+            yield line._replace(row=short_row(line.row))
+
+    for lines in _shards(short_lines(), shard_rows):
         if num_shards == SHARDS_PER_SOURCE_LIMIT:
             raise ConfigError(f"more than {SHARDS_PER_SOURCE_LIMIT:,} shards; raise shard_rows in a new pool")
-        for place, line in enumerate(lines):
-            if num_rows + place == known.num_rows:
-                _check_same(name, digest.hexdigest(), known)
-            digest.update(_ENCODE(line.row).encode() + b"\n")
         shard = first_shard(known.source_id) + num_shards
         num_shards += 1
         if num_rows + len(lines) > known.num_rows:

@@ -7,10 +7,12 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 from curation.ingest.address import address_error
+from curation.ingest.packed import COMPRESSIONS, open_copy
 from training.config import ConfigError
 from training.data.files import open_file
 
 NOT_UTF8 = "not utf-8"
+MAX_LETTERS = 8192  # of an address; a longer text is cut
 
 
 class SourceRow(NamedTuple):
@@ -59,6 +61,23 @@ def address_row(values: Mapping[str, Any], columns: Mapping[str, str]) -> Source
     return SourceRow(url, None, texts.get("page_url"), texts.get("alt_text"), texts.get("label"), error)
 
 
+def too_long_address() -> str:
+    """What is wrong with an address of more than ``MAX_LETTERS``."""
+    return f"an address of more than {MAX_LETTERS:,} letters"
+
+
+def short_row(row: SourceRow) -> SourceRow:
+    """A row with its texts cut after ``MAX_LETTERS``; that of a longer address says so."""
+    url, _, page_url, alt_text, label, error, _ = row
+    texts = (url or "", page_url or "", alt_text or "", label or "", error or "")
+    if max(map(len, texts)) <= MAX_LETTERS:
+        return row
+    if len(texts[0]) > MAX_LETTERS:
+        error = too_long_address()
+    cut: dict[str, Any] = {"url": url, "page_url": page_url, "alt_text": alt_text, "label": label, "error": error}
+    return row._replace(**{name: text and text[:MAX_LETTERS] for name, text in cut.items()})
+
+
 def is_utf8(text: str) -> bool:
     """Whether a text can be stored: it holds no stray surrogates."""
     try:
@@ -76,16 +95,21 @@ def utf8(text: str) -> str:
 
 
 @contextmanager
-def open_parquet(path: str) -> Iterator[Any]:
+def open_parquet(path: str, *, may_be_packed: bool = True) -> Iterator[Any]:
     """A parquet file of a source, ``pyarrow.parquet.ParquetFile``.
 
+    Args:
+        path: of the file.
+        may_be_packed: once more, as a whole; then it is unpacked onto the disk while it is open.
+
     Raises:
-        ConfigError: it is none.
+        ConfigError: it is none, or cannot be unpacked.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    with open_file(path) as file:
+    is_packed = may_be_packed and path.lower().endswith(COMPRESSIONS)
+    with open_copy(path) if is_packed else open_file(path) as file:
         try:
             parquet = pq.ParquetFile(file, pre_buffer=False)  # else it holds all that is asked for of a whole file
         except (pa.ArrowInvalid, OSError) as error:

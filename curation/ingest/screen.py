@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import Field
 
+from curation.ingest.address import AddressError, canonical_url, parse_address
 from curation.ingest.blocked import Blocked, read_block_lists, read_entries
 from curation.ingest.spelling import spelled
 from curation.schema import TABLES, Part, groups_by_size, id_range, part_of_group
@@ -107,6 +108,18 @@ class Rules:
             code[found] = _REASONS.index(reason)
         return Judged(pa.array(_REASONS).take(pa.array(code, mask=code < 0)), canonical)
 
+    def blocks(self, url: str) -> str | None:
+        """What block lists say of one address, without what arrays of one cost; None where they are silent."""
+        try:
+            canonical, host = canonical_url(url), parse_address(url).host
+        except AddressError:
+            return None
+        blocked = self.blocked
+        if blocked.names_host(host):
+            return "blocked_host"
+        named = blocked.asks_path(host) and blocked.names_path(host, canonical)
+        return "blocked_url" if named or (blocked.has_parts and blocked.names_part(canonical)) else None
+
     def _block(self, rows: np.ndarray, host: pa.Array, canonical: pa.Array) -> list[tuple[str, np.ndarray]]:
         """Which of some rows are blocked, by reason; each host is looked up once."""
         blocked = self.blocked
@@ -141,7 +154,7 @@ class ScreenKeys(ShardStage):
     name = "screen_keys"
     section = "screen"
     kind = "output"
-    version = 2
+    version = 3
     reads = ("urls",)
     writes = ("url_keys",)
     roles = ("pool", "query", "benchmark")

@@ -17,7 +17,8 @@ from pydantic import Field, model_validator
 
 from curation.ingest.address import address_error
 from curation.ingest.archives import ARCHIVE_SUFFIXES, read_archive
-from curation.ingest.lists import COMPRESSIONS, LIST_SUFFIXES, Lines, list_header, list_suffix, read_list
+from curation.ingest.lists import LIST_SUFFIXES, Lines, list_header, list_suffix, read_list
+from curation.ingest.packed import COMPRESSIONS
 from curation.ingest.pictures import PICTURE_SUFFIXES, find_image_column, read_folder, read_parquet, read_tar
 from curation.ingest.rows import SourceLine, utf8
 from training.config import EXECUTION, Config, ConfigError
@@ -30,14 +31,14 @@ _LOCATION = (
     "Files are taken in sorted order. Of kind pages it may be the address of a page"
 )
 _KIND = (
-    f"list: addresses in {', '.join(LIST_SUFFIXES)}, text also as {' and '.join(COMPRESSIONS)}; pages: "
+    f"list: addresses in {', '.join(LIST_SUFFIXES)}, each also as {' and '.join(COMPRESSIONS)}; pages: "
     "lists of pages, which are visited; their pictures are taken, and their links followed; archive: pages of "
     "Common Crawl and the like in .warc, .arc and .wat, also as .gz; folder: pictures; tar: pictures, with what lies "
     "beside them as webdataset has it; parquet: pictures in a column, as Hugging Face has it"
 )
 # What is taken of a folder. A file that is named, or fits a glob, may be called otherwise if it is a tar or parquet.
 _SUFFIXES: dict[str, tuple[str, ...]] = {
-    "list": (*LIST_SUFFIXES, *(a + b for a in LIST_SUFFIXES if a != ".parquet" for b in COMPRESSIONS)),
+    "list": (*LIST_SUFFIXES, *(a + b for a in LIST_SUFFIXES for b in COMPRESSIONS)),
     "archive": ARCHIVE_SUFFIXES,
     "folder": PICTURE_SUFFIXES,
     "tar": (".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz"),
@@ -255,7 +256,7 @@ def source_files(config: SourceConfig) -> list[File]:
     for file in files:
         if kind in ("list", "archive") and not file.path.lower().endswith(_SUFFIXES[kind]):
             suffixes = (
-                f"{', '.join(LIST_SUFFIXES)}, text also in {' and '.join(COMPRESSIONS)}"
+                f"{', '.join(LIST_SUFFIXES)}, each also in {' and '.join(COMPRESSIONS)}"
                 if kind == "list"
                 else ", ".join(ARCHIVE_SUFFIXES)
             )

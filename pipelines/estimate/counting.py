@@ -19,7 +19,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
-from curation.ingest.lists import COMPRESSIONS, list_suffix
+from curation.ingest.lists import list_suffix
+from curation.ingest.packed import COMPRESSIONS
 from curation.ingest.pictures import is_picture
 from curation.ingest.rows import open_parquet
 from curation.ingest.sources import SourceConfig, source_files
@@ -220,7 +221,8 @@ def _rows_of_archive(path: str) -> _Seen:
 
 
 def _count_parquet(files: Sequence[File], *, is_pictures: bool) -> Count:
-    sample = _spread(files, _METADATA_FILES)
+    is_packed = any(file.path.lower().endswith(COMPRESSIONS) for file in files)
+    sample = _spread(files, 1 if is_packed else _METADATA_FILES)  # a packed one has to be unpacked as a whole
     rows = sum(_rows_of_parquet(file.path) for file in sample)
     seen, total = (sum(file.num_bytes for file in some) for some in (sample, files))
     picture_bytes = seen / rows if is_pictures and rows else None

@@ -54,14 +54,14 @@ def slow_stars(rank: list[int], edges: list[tuple[int, int]]) -> list[int]:
     return [centre[node] for node in range(len(rank))]
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(graphs)
 def test_components_equal_the_slow_ones(graph) -> None:
     num_nodes, edges, _ = graph
     assert connected_components(num_nodes, *ends(edges)).tolist() == slow_components(num_nodes, edges)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(graphs, st.randoms())
 def test_stars_equal_the_greedy_loop(graph, draw) -> None:
     _, edges, permutation = graph
@@ -82,7 +82,7 @@ def test_representative_has_most_pixels_then_bytes_then_least_sha256_then_id() -
     assert representatives(np.array([0, 0, 2, 2, 2]), rank).tolist() == [1, 1, 3, 3, 3]
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.lists(st.integers(0, 2**12 - 1), min_size=2, max_size=25), st.integers(1, 4), st.randoms())
 def test_every_member_lies_within_the_radius_of_its_representative(codes, radius, draw) -> None:
     """Twelve bits spread over the code: chains everywhere."""

@@ -50,7 +50,7 @@ def pairs_of(io: Any, config: NearConfig) -> set[tuple[int, int, int]]:
     return found
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     st.integers(0, 100),
     st.integers(0, 80),

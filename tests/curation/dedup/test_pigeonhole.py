@@ -87,7 +87,7 @@ def test_pairs_equal_all_pairs_of_distinct_codes(kind: str, radius: int, key_ran
     assert components(got) == components(slow)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.sets(st.integers(0, 63), max_size=7)), max_size=40),
     st.integers(0, 16),
@@ -105,7 +105,7 @@ def test_cap_changes_no_pair(drawn, radius, max_bucket) -> None:
     assert [key.largest_bucket for key in capped.keys] == [key.largest_bucket for key in whole.keys]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 2**64 - 1), max_size=30), st.integers(0, 9), st.integers(1, 4), st.randoms())
 def test_order_of_rows_changes_nothing(codes: list[int], radius: int, key_ranges: int, draw) -> None:
     values = np.array(codes + codes[:3], np.uint64)

@@ -37,7 +37,7 @@ def slow_row(num_nodes: int, edges: list[tuple[int, int, float]], threshold: flo
 def test_the_sweep_is_components_at_each_threshold(pending: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sweep, "_PENDING", pending)
 
-    @settings(max_examples=50, deadline=None)
+    @settings(max_examples=50)
     @given(graphs)
     def holds(graph) -> None:
         num_nodes, edges, draw = graph

@@ -38,7 +38,7 @@ def streamed(num_nodes: int, chunks: list[tuple[np.ndarray, np.ndarray]]) -> lis
     return found.labels().tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(graphs)
 def test_the_partition_is_scipys_in_whatever_order_the_parts_come(graph) -> None:
     num_nodes, edges, draw = graph
@@ -107,7 +107,7 @@ ROWS = 130  # more than two words, and no whole number of them
 anyone = st.tuples(st.sampled_from(SHARDS), st.integers(0, ROWS - 1)).map(lambda at: at[0] * 1_000_000 + at[1])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(anyone, max_size=200), st.integers(1, 5))
 def test_numbers_are_places_among_sorted_ids(seen, num_chunks) -> None:
     ids = np.array(seen, np.int64)

@@ -2,6 +2,7 @@ import string
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -61,6 +62,11 @@ HOSTILE = [
     "http://a.test/\u00fc?\u00fc",
     "http://b\u00fccher.test/x",
     "http://a\u3002test/x",
+    "http://a.test\u3002/x",
+    "http://a.test\uff0e/x",
+    "http://a.test\uff61/x",
+    "http://a.test\u3002./x",
+    "http://\u3002/x",
     "http://a.test\\x",
     "http://a.test/x\\y",
     "http://a.test/x[1]",
@@ -137,13 +143,19 @@ def test_a_canonical_spelling_is_its_own():
             assert spelled(pa.array([canonical])).canonical.to_pylist() == [canonical]
 
 
+@pytest.mark.parametrize("dot", [".", "\u3002", "\uff0e", "\uff61"])
+def test_the_dot_behind_a_host_goes_however_it_is_written(dot):
+    check([url := f"http://bad.test{dot}/x.jpg"])
+    assert by_one(url) == ("http://bad.test/x.jpg", "http", "bad.test")
+
+
 _ESCAPES = ["%2e", "%2F", "%7E", "%c3", "%"]
 _PIECES = st.sampled_from(
-    [*"?#:@aB[] \\\u00fc\t_-~1^.", "/", "//", "..", "/./", "/../", *_ESCAPES, ":80", ":443", "http", "xn--"]
+    [*"?#:@aB[] \\\u00fc\u3002\t_-~1^.", "/", "//", "..", "/./", "/../", *_ESCAPES, ":80", ":443", "http", "xn--"]
 )
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(
     st.sampled_from(["http://", "https://", "HTTP://", "ftp://", "", "http:"]),
     st.text(string.ascii_lowercase + "A0-_.", max_size=6),

@@ -124,6 +124,16 @@ def test_pictures_of_a_warc(tmp_path, packed):
     assert [row.error for _, row in rows] == [None] * 7 + ["no address: Invalid IPv6 URL"]
 
 
+def test_the_scheme_of_a_page_may_be_in_capitals(tmp_path):
+    (tmp_path / "x.warc.gz").write_bytes(
+        warc_of({"HTTP://A.test/x/": "<img src=1.jpg>", "HttpS://a.test/": "<img src=2>"})
+    )
+    assert [(row.url, row.page_url, row.error) for _, row in rows_of(tmp_path / "x.warc.gz")] == [
+        ("http://A.test/x/1.jpg", "HTTP://A.test/x/", None),
+        ("https://a.test/2", "HttpS://a.test/", None),
+    ]
+
+
 def test_warc_and_wat_agree(tmp_path):
     warc = warc_of(PAGES)
     (tmp_path / "x.warc.gz").write_bytes(warc)

@@ -1,12 +1,15 @@
 import hashlib
 import itertools
+import os
+import resource
 import tarfile
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
+from curation.ingest.fetch import FetchConfig, Fetched, FetchStage, _Spool
+from curation.ingest.screen import ScreenConfig
 from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
@@ -192,3 +195,55 @@ def test_a_host_that_refuses_is_left_alone_by_the_next_shards_too(memory_io, web
     assert len(web.requests) == 5
     for row in (row for shard in images for row in shard):
         assert (row["reason"], row["transient"], row["http_status"]) == ("rate_limited", True, 429)
+
+
+@pytest.mark.parametrize(
+    ("role", "screen", "reason"),
+    [
+        ("pool", {"blocked_hosts": ["b.test"]}, "blocked_host"),
+        ("pool", {"blocked_urls": ["b.test/bad"]}, "blocked_url"),
+        ("pool", {"blocked_urls": ["b.test/good"], "schemes": ["https"]}, None),
+        ("query", {"blocked_hosts": ["b.test"]}, None),
+    ],
+)
+def test_a_redirect_into_a_blocked_host_is_not_followed(
+    memory_io, web, make_picture, fast_config, role, screen, reason
+):
+    memory_io.role = role
+    web.reply("a.test", "/0", status=302, headers={"Location": "/1"})
+    web.reply("a.test", "/1", status=302, headers={"Location": "//B.test/b%61d"})
+    web.reply("b.test", "/bad", make_picture())
+    put_urls(memory_io, urls=["http://a.test/0"])
+    stage = FetchStage(fast_config(respect_robots=True), ScreenConfig(**screen))
+    (row,) = stage.run(0, memory_io)["images"].to_pylist()
+    assert (row["reason"], row["transient"], row["final_url"]) == (reason, False, "http://b.test/bad")
+    assert ("b.test" in {host for host, _ in web.requests}) == (reason is None)
+    assert stage.fingerprint_values() == FetchStage(stage.fetch).fingerprint_values()
+
+
+@pytest.fixture
+def full_disk():
+    """Files that grow past so many bytes are on a full disk: the last write takes a part, the next one fails."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_body_for_which_the_disk_has_no_place_is_no_row(memory_io, web, make_picture, fast_config, full_disk):
+    data = make_picture(size=(200, 200), kind="BMP")
+    web.reply("a.test", "/0", data)
+    put_urls(memory_io, urls=["http://a.test/0"])
+    full_disk(len(data) - 1)
+    with pytest.raises(OSError, match="File too large"):
+        run(memory_io, fast_config())
+
+
+def test_a_body_that_is_not_there_as_it_was_put_down_is_no_row(tmp_path):
+    spool = _Spool(tmp_path)
+    spool.put(1, b"abc")
+    spool.put(2, b"defg")
+    assert (spool.get(1), spool.get(2), spool.get(3)) == (b"abc", b"defg", None)
+    os.truncate(tmp_path / "bodies", 5)
+    with pytest.raises(OSError, match="2 of 4 bytes"):
+        spool.get(2)
+    spool.close()

@@ -3,6 +3,7 @@ import gzip
 import itertools
 import threading
 import time
+import zlib
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
@@ -250,6 +251,46 @@ def test_a_body_that_is_cut_off(fetch, web, make_picture, cut):
     (outcome,) = fetch("http://a.test/x", attempts=3)
     assert (outcome.reason, outcome.transient, outcome.body) == ("truncated_body", True, None)
     assert len(web.requests) == 2
+
+
+@pytest.mark.parametrize("coding", ["gzip", "deflate"])
+@pytest.mark.parametrize("num_bytes", [None, -1, 10], ids=["half", "but one", "no letter of it"])
+def test_a_packed_body_that_is_cut_off_though_the_answer_is_whole(fetch, web, make_picture, coding, num_bytes):
+    packed = {"gzip": gzip.compress, "deflate": zlib.compress}[coding](make_picture(size=(600, 600)))
+    cut = packed[: len(packed) // 2 if num_bytes is None else num_bytes]
+    web.reply("a.test", "/x", cut, headers={"Content-Encoding": coding})
+    (outcome,) = fetch("http://a.test/x", attempts=3)
+    assert (outcome.reason, outcome.transient, outcome.body) == ("truncated_body", True, None)
+    assert len(web.requests) == 2
+
+
+@pytest.mark.parametrize(
+    ("said", "is_whole"),
+    [
+        ("bytes 0-{last}/{size}", True),
+        ("Bytes  0-{last}/{size}", True),
+        ("bytes 0-{last}/*", False),
+        ("bytes 0-{last}/999999", False),
+        ("bytes 1-{last}/{size}", False),
+        ("bytes 0-{last}/" + "9" * 5000, False),
+        ("0-{last}/{size}", False),
+        (None, False),
+    ],
+)
+def test_a_part_that_nobody_asked_for(fetch, web, make_picture, said, is_whole):
+    data = make_picture()
+    headers = {} if said is None else {"Content-Range": said.format(last=len(data) - 1, size=len(data))}
+    web.reply("a.test", "/x", data, status=206, headers=headers)
+    (outcome,) = fetch("http://a.test/x", attempts=3)
+    expected = (None, data, 1) if is_whole else ("truncated_body", None, 2)
+    assert (outcome.reason, outcome.body, len(web.requests)) == expected
+
+
+def test_a_part_of_robots_allows_nothing(fetch, web, make_picture):
+    web.reply("a.test", "/robots.txt", b"User-agent: *", status=206, headers={"Content-Range": "bytes 0-12/40"})
+    web.reply("a.test", "/x", make_picture())
+    assert fetch("http://a.test/x", respect_robots=True, attempts=1)[0].reason == "robots_unreachable"
+    assert web.asked("/x") == 0
 
 
 def test_what_is_no_picture_is_not_read_to_its_end(fetch, web):

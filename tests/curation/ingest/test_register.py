@@ -1,5 +1,9 @@
 import gzip
+import hashlib
+import io
+import json
 import os
+import tarfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -7,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curation.ingest.register import register
+from curation.ingest.rows import MAX_LETTERS
 from curation.ingest.sources import SourceConfig, read_lines
 from curation.schema import TABLES
 from training.config import ConfigError
@@ -270,3 +275,47 @@ def test_broken_lines_have_ids_too(tmp_path):
         (1, None, "no scheme"),
         (2, "a.test", None),
     ]
+
+
+LONG = "ü" * (MAX_LETTERS + 1)
+
+
+def as_list(path):
+    values = [{"url": f"http://a.test/{n}", "page_url": LONG, "alt_text": LONG, "label": LONG} for n in (1, LONG)]
+    path.write_text("".join(json.dumps(one) + "\n" for one in values))
+    return SourceConfig(location=str(path), kind="list")
+
+
+def as_tar(path):
+    sidecars = [{"url": "http://a.test/1", "page_url": LONG, "label": LONG}, {"url": LONG, "alt_text": LONG}]
+    with tarfile.open(path, "w") as tar:
+        for place, values in enumerate(sidecars):
+            for name, data in (("jpg", b""), ("json", json.dumps(values).encode()), ("txt", LONG.encode())):
+                info = tarfile.TarInfo(f"{place}.{name}")
+                info.size = len(data)
+                tar.addfile(info, io.BytesIO(data))
+    return SourceConfig(location=str(path), kind="tar")
+
+
+@pytest.mark.parametrize(("name", "write"), [("a.jsonl", as_list), ("a.tar", as_tar)])
+def test_long_texts_are_cut_and_long_addresses_are_none(tmp_path, name, write):
+    pool = Pool()
+    config = write(tmp_path / name)
+    sources = pool.register(("a", "pool", config))
+    first, second = pool.shards[0].to_pylist()
+    for row in (first, second):
+        texts = [row[key] for key in ("url", "page_url", "alt_text", "label") if row[key] is not None]
+        assert max(map(len, texts)) == MAX_LETTERS
+        assert row["alt_text"] == "ü" * MAX_LETTERS
+    assert (first["url"], first["error"], first["page_url"]) == ("http://a.test/1", None, "ü" * MAX_LETTERS)
+    assert (second["error"], second["host"]) == ("an address of more than 8,192 letters", None)
+    # Pools in which such texts stand whole know their sources again.
+    read = "".join(json.dumps(line.row, separators=(",", ":")) + "\n" for line in read_lines(config))
+    assert sources["digest"].to_pylist() == [hashlib.sha256(read.encode()).hexdigest()]
+
+
+def test_what_is_wrong_with_a_long_address_is_no_long_text(tmp_path):
+    pool = Pool()
+    (tmp_path / "a.txt").write_text("http://a.test:" + "p" * 20_000 + "/x.jpg\n")
+    pool.register(("a", "pool", SourceConfig(location=str(tmp_path / "a.txt"), kind="list")))
+    assert pool.shards[0]["error"].to_pylist() == ["an address of more than 8,192 letters"]

@@ -328,7 +328,9 @@ def by_one(url, is_here):
 def test_rules_against_one_line_at_a_time(rows):
     urls = ["".join(row[:4]) for row in rows]
     is_here = np.array([row[4] for row in rows], bool)
-    judged = Rules(ScreenConfig(**RULES)).judge(pa.array(urls, pa.string()), np.zeros(len(rows), bool), is_here)
+    rules = Rules(ScreenConfig(**RULES))
+    judged = rules.judge(pa.array(urls, pa.string()), np.zeros(len(rows), bool), is_here)
     assert judged.reason.to_pylist() == [
         by_one(url.replace("://u@", "://"), here) for url, here in zip(urls, is_here, strict=True)
     ]
+    assert [rules.blocks(url) for url in urls] == [by_one(url.replace("://u@", "://"), True) for url in urls]

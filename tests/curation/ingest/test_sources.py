@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import tarfile
+import tempfile
 import tracemalloc
 
 import pyarrow as pa
@@ -57,8 +58,7 @@ def test_txt_with_broken_lines(tmp_path):
 @pytest.mark.parametrize(
     ("suffix", "packed"),
     [
-        *itertools.product([".csv", ".tsv", ".json", ".jsonl", ".ndjson"], ["", ".gz", ".zst"]),
-        (".parquet", ""),  # packed inside
+        *itertools.product([".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet"], ["", ".gz", ".zst"]),
     ],
 )
 def test_lists_in_all_formats_say_the_same(tmp_path, suffix, packed):
@@ -69,7 +69,8 @@ def test_lists_in_all_formats_say_the_same(tmp_path, suffix, packed):
     ]
     path = tmp_path / f"list{suffix}{packed}"
     if suffix == ".parquet":
-        pq.write_table(pa.Table.from_pylist(values), path)
+        pq.write_table(pa.Table.from_pylist(values), tmp_path / "plain")
+        path.write_bytes(PACK.get(packed, bytes)((tmp_path / "plain").read_bytes()))
     else:
         text = io.StringIO(newline="")
         if "csv" in suffix or "tsv" in suffix:
@@ -86,6 +87,36 @@ def test_lists_in_all_formats_say_the_same(tmp_path, suffix, packed):
     assert rows[1] == ("http://b.test/ü.jpg", None, None, None, None, None, None)
     assert rows[2].error == "empty line"
     check_source("sources.x", SourceConfig(location=str(path), kind="list"))
+
+
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_packed_parquet_that_is_damaged_and_what_it_leaves_on_the_disk(tmp_path, monkeypatch, packed):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    (tmp_path / "list").mkdir()
+    pq.write_table(pa.table({"url": [GOOD] * 10_000}), tmp_path / "plain")
+    path = tmp_path / f"list/a.PARQUET{packed}"
+    path.write_bytes(PACK[packed]((tmp_path / "plain").read_bytes()))
+    assert [row.url for row in rows_of(tmp_path / "list")] == [GOOD] * 10_000
+    for data, why in (
+        (path.read_bytes()[:-20], "cannot be unpacked: ."),
+        (PACK[packed](b"PAR1, and no more"), "is no parquet file: ."),
+        (b"no pack", "cannot be unpacked: ."),
+    ):
+        path.write_bytes(data)
+        for read in (rows_of, lambda path: check_source("x", SourceConfig(location=str(path), kind="list"))):
+            with pytest.raises(ConfigError, match=why) as caught:
+                read(path)
+            assert "\n" not in str(caught.value)
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_packed_parquet_of_pictures_is_none(tmp_path):
+    """Its pictures are asked for by their place, one after the other, so it would be unpacked again and again."""
+    pq.write_table(pa.table({"image": [b"x"]}), tmp_path / "plain")
+    (tmp_path / "a.parquet.gz").write_bytes(gzip.compress((tmp_path / "plain").read_bytes()))
+    with pytest.raises(ConfigError, match="is no parquet file"):
+        rows_of(tmp_path / "a.parquet.gz", "parquet")
 
 
 def test_csv_and_jsonl_that_are_damaged_inside(tmp_path):
@@ -184,6 +215,24 @@ def test_a_json_array_holds_objects_and_addresses(tmp_path, monkeypatch):
             assert errors == [None, None, "no scheme", *["empty line"] * 4, "no scheme", *["empty line"] * 2]
     (tmp_path / "a.json").write_text("[ ]")
     assert rows_of(tmp_path / "a.json") == []
+
+
+def test_an_element_that_is_nested_too_deep_is_a_row(tmp_path, monkeypatch):
+    odd = json.dumps('[{"\\')  # brackets and quotes in a string are none
+    deep = [
+        "[" * 50_000 + odd + "]" * 50_000,
+        f'{{"url": "{GOOD}", "x": ' + f'{{"]": {odd}, "y": ' * 50_000 + "1" + "}" * 50_000 + " } ",
+    ]
+    for piece in (997, lists._PIECE):
+        monkeypatch.setattr(lists, "_PIECE", piece)
+        (tmp_path / "a.json").write_text(f'["{GOOD}", {deep[0]}, {deep[1]}, "{GOOD}", {deep[0]} ]')
+        rows = [(line.file_line, line.row.url, line.row.error) for line in lines_of(tmp_path / "a.json")]
+        bad = (None, "not json")
+        assert rows == [(1, GOOD, None), (2, *bad), (3, *bad), (4, GOOD, None), (5, *bad)]
+    for text in (f"[{deep[0][:-1]}", f"[{deep[0]} {deep[0]}]", '["' + "[" * 50_000):
+        (tmp_path / "a.json").write_text(text)
+        with pytest.raises(ConfigError, match="damaged or cut off"):
+            rows_of(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("suffix", [".json", ".jsonl"])
@@ -705,7 +754,7 @@ def test_a_bucket_that_is_not_there(tmp_path, in_a_bucket):
         ("{}/a.csv", "archive", r"an archive ends in one of \.warc, \.warc\.gz, \.arc"),
         ("{}/a.csv", "folder", r"is a file; kind 'folder' takes a folder"),
         ("{}/none", "folder", r"does not exist; kind 'folder' takes a folder"),
-        ("{}/a.doc", "list", r"a list ends in one of \.txt.*, text also in \.gz and \.zst$"),
+        ("{}/a.doc", "list", r"a list ends in one of \.txt.*, each also in \.gz and \.zst$"),
         ("{}/a.csv", "list", r"sources\.x\.url_column: '.*a\.csv' has no column 'url'; its columns: link, text"),
         ("{}/twice.csv", "list", r"sources\.x\.alt_text_column: '.*e\.csv' has 2 columns 'alt_text'; .* once: url$"),
         ("{}/twice.parquet", "list", r"sources\.x\.url_column: '.*' has 2 columns 'url'; .* once: label$"),

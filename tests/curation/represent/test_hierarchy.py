@@ -48,7 +48,7 @@ def test_a_hierarchy_is_the_same_again():
     assert first.centroids[0].tobytes() != other.centroids[0].tobytes()
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 40), st.integers(1, 6))
 def test_closest_equals_a_loop_and_ties_go_to_the_least_number(seed, num_points, num):
     rng = np.random.default_rng(seed)

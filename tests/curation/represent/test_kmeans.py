@@ -57,7 +57,7 @@ def test_more_iterations_are_closer():
     assert means[0] < means[1] < means[2]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 10_000), st.integers(1, 40), st.integers(1, 30))
 def test_assign_equals_exact_integers(seed, num_vectors, num_centroids):
     vectors, centroids = unit(seed, num_vectors, 12), unit(seed + 1, num_centroids, 12)
@@ -202,7 +202,7 @@ def test_directions_are_the_same_in_any_block():
     assert np.concatenate(blocks).tobytes() == whole.tobytes()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 10_000), st.integers(2, 40))
 def test_an_empty_cluster_gets_half_of_the_largest(seed, num):
     rng = np.random.default_rng(seed)

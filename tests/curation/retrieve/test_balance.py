@@ -81,7 +81,7 @@ def test_water_level_of_a_web_size_pool_does_not_overflow():
 # Allocation
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.text(max_size=3))
 def test_allocation_equals_a_loop_over_pictures_and_only_grows(seed, key):
     parents, leaf_sizes = random_tree(seed)
@@ -96,7 +96,7 @@ def test_allocation_equals_a_loop_over_pictures_and_only_grows(seed, key):
     assert old.tolist() == leaf_sizes.tolist()
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0, 10_000), st.floats(0, 1.5))
 def test_total_is_met_and_nobody_is_above_the_water_level(seed, share):
     parents, leaf_sizes = random_tree(seed)
@@ -153,7 +153,7 @@ def pictures(seed: int, num_clusters: int, num: int) -> tuple[np.ndarray, np.nda
     return rng.integers(0, num_clusters, num).astype(np.int32), digests, rng.permutation(num).astype(np.int64)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 60))
 def test_choice_equals_a_loop_in_any_order_of_the_rows(seed, num):
     cluster, digests, ids = pictures(seed, 5, num)
@@ -170,7 +170,7 @@ def test_choice_equals_a_loop_in_any_order_of_the_rows(seed, num):
     assert ids[choose(cluster, quota, order_key=numbers, image_id=ids)].tolist() == wanted
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(0, 10_000), st.integers(0, 80), st.integers(0, 80))
 def test_a_larger_total_keeps_the_smaller_choice_as_the_beginning_of_each_leaf(seed, one, other):
     parents, leaf_sizes = random_tree(seed)
@@ -187,7 +187,7 @@ def test_a_larger_total_keeps_the_smaller_choice_as_the_beginning_of_each_leaf(s
         assert of_large[: len(of_small)] == of_small
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.integers(0, 60), st.integers(0, 60))
 def test_choice_of_choices_is_the_choice_of_all(seed, num, at):
     cluster, digests, ids = pictures(seed, 5, num)

@@ -61,7 +61,7 @@ def test_ties_of_the_last_place_are_all_found(device):
     assert len(set(pairs.similarity.tolist())) == 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10_000),
     num_lists=st.integers(1, 12),

@@ -221,3 +221,11 @@ def test_a_crawl_is_as_large_as_it_may_be(tmp_path, values, rows, of_host):
     assert (found.rows, found.rows * found.busiest) == (rows, of_host)
     one = count_crawl(SourceConfig(kind="pages", location="http://a.test/", depth=1, max_pages=20))
     assert (one.rows, one.busiest) == (20, 1.0)
+
+
+def test_of_packed_parquet_one_file_is_looked_at(tmp_path):
+    for n in range(3):
+        with gzip.open(tmp_path / f"{n}.parquet.gz", "wb") as file:
+            pq.write_table(pa.table({"url": [address(k) for k in range(1000)]}), file)
+    found = count("list", tmp_path)
+    assert (found.rows, found.source) == (3000, "about: parquet metadata of 1 of 3 files")

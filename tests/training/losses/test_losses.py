@@ -180,7 +180,7 @@ def test_a_prototype_far_below_the_others_gets_its_share(offset):
         close(found, sinkhorn(logits, temperature=0.04), atol=1e-4)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(1, 12), st.integers(2, 20), st.floats(-100, 100), st.integers(0, 2**31))
 def test_sinkhorn_rows_sum_to_one_and_a_shift_of_all_logits_changes_nothing(rows, prototypes, shift, seed):
     logits = torch.randn(rows, prototypes, generator=torch.Generator().manual_seed(seed))
