@@ -259,7 +259,7 @@ def duplicates_of(io, shards, *, rows_in_group, num_ranges=4):
     return [(row["image_id"], row["first_id"]) for row in found], num_repeats
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(
     st.lists(st.lists(st.sampled_from([n << 62 | n for n in range(4)] + [1, 2, 3]), max_size=9), max_size=9),
     st.integers(1, 20),

@@ -227,7 +227,7 @@ def test_a_longer_draw_begins_with_a_shorter(made):
 LEVELS = {"levels": [{"num_clusters": 4, "sample_per_cluster": 2, "resampling_steps": 1}], "iterations": 5}
 
 
-@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(totals=st.lists(st.integers(1, 250), min_size=2, max_size=2), levels=st.booleans())
 def test_balanced_meets_its_total_and_only_grows(pool, totals, levels):
     sizes = Counter(pool.cluster[one] for one in pool.ids("web"))
