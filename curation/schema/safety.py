@@ -28,7 +28,7 @@ TABLES = (
             ("width_px", pa.int32(), "after orientation"),
             ("height_px", pa.int32(), "after orientation"),
             ("format", pa.string(), "as the decoder says"),
-            ("num_frames", pa.int32(), "1 for a still picture; the first one is used"),
+            ("num_frames", pa.int32(), "1 for a still picture, 1,000 for that many or more; the first one is used"),
             ("pixel_sha256", pa.string(), "sha256 of shape and RGB bytes"),
             ("phash", pa.uint64(), "imagehash.phash, most significant bit first"),
             ("dhash", pa.uint64(), "imagehash.dhash, most significant bit first"),

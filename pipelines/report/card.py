@@ -30,7 +30,7 @@ _RULES = {
     "safety": (
         ("decode_too_many_bytes", "look.max_bytes", "a file of more than {} bytes"),
         ("decode_too_many_pixels", "look.max_pixels", "more than {} pixels"),
-        ("decode_timeout", "look.max_seconds", "decoding longer than {} s of CPU time"),
+        ("decode_timeout", "look.max_seconds", "decoding longer than {} s of CPU time, or a JPEG of hundreds of scans"),
         ("too_small", "safety.min_shortest_px", "shortest side below {} px"),
         ("too_few_pixels", "safety.min_pixels", "less than {} pixels"),
         ("aspect", "safety.max_aspect", "longest over shortest side above {}"),
