@@ -60,7 +60,11 @@ TABLES = (
             ("nsfw_score", pa.float32(), "that score, 0 where there are none"),
             ("faces", pa.list_(BOX), "boxes that were blurred, dilated"),
             ("num_faces", pa.int32(), "length of faces"),
-            ("blurred_object", pa.string(), "tar of the blurred version; null where nothing was blurred"),
+            (
+                "blurred_object",
+                pa.string(),
+                "tar of the blurred version; without faces: of what was seen of a file that holds more; else null",
+            ),
             ("blurred_offset", pa.int64(), "of its first byte"),
             ("blurred_bytes", pa.int64(), "its size"),
             (

@@ -119,7 +119,9 @@ def card(database: Database, recipe: Mapping[str, Any], finished: str) -> dict[s
 def _counts(connection: Any, steps: Sequence[FunnelRow]) -> dict[str, int]:
     query = """
         SELECT count(DISTINCT image_id) AS num_images, count(*) AS num_samples,
-            count(DISTINCT image_id) FILTER (WHERE blurred) AS num_blurred,
+            count(DISTINCT image_id) FILTER (
+                WHERE blurred AND image_id IN (SELECT image_id FROM detections WHERE num_faces > 0)
+            ) AS num_blurred,
             coalesce(sum(size), 0)::BIGINT AS num_bytes,
             (SELECT count(*) FROM shards) AS num_tars,
             (SELECT coalesce(sum(num_bytes), 0)::BIGINT FROM shards) AS num_tar_bytes
@@ -319,7 +321,10 @@ def _limits(sections: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
     else:
         yield _faces_left(look, by_nudenet=by_nudenet)
         if look["purge_originals"]:
-            yield "Originals of pictures with a face that was found are gone from the pool; missed faces are in theirs."
+            yield (
+                "Originals of pictures with a face that was found are gone from the pool, and so are other frames and "
+                "what alpha hides; missed faces are in theirs."
+            )
         else:
             yield "The pool keeps the original bytes: who may read it may see the faces."
     if look["detector"] == "none":
