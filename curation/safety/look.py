@@ -146,6 +146,25 @@ def _sha256(path: str) -> str:
     return file_sha256(path, key="look.yunet")
 
 
+def _try_yunet(config: LookConfig, path: str) -> None:
+    """Let YuNet look at two blank pictures: what is no YuNet, or one of a fixed size, fails here and not after fetch.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    import cv2
+
+    blank = [np.zeros(shape, np.uint8) for shape in ((96, 160, 3), (200, 70, 3))]
+    try:
+        YuNet(path, scales=config.yunet_scales, thresholds=config.yunet_thresholds).faces(blank)
+    except cv2.error as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"look.yunet: got {path!r}, which OpenCV cannot run as YuNet on pictures of any size; give "
+            f"face_detection_yunet_2026may.onnx of OpenCV's model zoo, or null: {why}"
+        ) from None
+
+
 class Seen(NamedTuple):
     """What the detectors say of one picture."""
 
@@ -255,8 +274,10 @@ class LookStage(ShardStage):
             self.resources = Resources(gpus=1.0)
 
     def preflight(self) -> None:
-        """The files of the models are there."""
+        """The files of the models are there, and YuNet's is one."""
         self.config.detection_values()
+        if self.config.yunet:
+            _try_yunet(self.config, self.config.yunet)
         if self.config.detector == "nudenet":
             model_path()
 

@@ -125,9 +125,8 @@ def _facts(connection: Any, image_id: int, url: str | None) -> Iterator[str]:
         if row.get("pdq") is not None:
             yield _entry("PDQ", f"{row['pdq']}, quality {row['pdq_quality']}")
     for row in rows_of(connection, "SELECT * FROM detections WHERE image_id = ?", image_id):
-        faces = _many(row["num_faces"] or 0, "face") + (
-            " (blurred)" if row["num_faces"] and row["blurred_object"] is not None else ""
-        )
+        is_blurred = row["num_faces"] and row["blurred_object"] is not None
+        faces = _many(row["num_faces"] or 0, "face") + (" (blurred)" if is_blurred else "")
         worst = "" if row["nsfw_label"] is None else f", {row['nsfw_label']} {row['nsfw_score']:.3f}"
         yield _entry("seen", faces + worst)
     for row in rows_of(connection, "SELECT score FROM opinions WHERE image_id = ? AND score IS NOT NULL", image_id):
