@@ -54,8 +54,9 @@ def take_out_originals(
     done = purge_originals(pool, shards, folder, scratch, check)
     if done.did_anything:
         say(
-            f"originals: {done.num_faces:,} with faces and {done.num_unseen:,} that nobody could look at taken out of "
-            f"the pool; {done.num_deleted:,} tars removed ({done.deleted_bytes:,} bytes)"
+            f"originals: {done.num_faces:,} with faces, {done.num_hiding:,} with frames or alpha and "
+            f"{done.num_unseen:,} that nobody could look at taken out of the pool; "
+            f"{done.num_deleted:,} tars removed ({done.deleted_bytes:,} bytes)"
             + (f"; {done.num_elsewhere:,} rows of other settings of look went too" if done.num_elsewhere else "")
         )
 

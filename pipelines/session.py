@@ -164,7 +164,10 @@ def _curate(
         _say_before_work(recipe, stages, ledger, lines, say, dry_run=options.dry_run)
         if options.dry_run:
             if recipe.look.purge_originals:
-                say("originals: once look is through, those with a face and files that do not decode leave the pool")
+                say(
+                    "originals: once look is through, those with a face, with further frames or alpha, and files that "
+                    "do not decode leave the pool"
+                )
             return _outcome(Summary(), lines, started, ledger)
         put_text(run, RECIPE, dump_recipe(recipe), scratch)  # also for what changes no table, as a weight does
         if not any(line.num_undone for line in lines):

@@ -40,7 +40,7 @@ _FROM = {
     "urls": ("url", "location", "page_url", "alt_text", "source", "label"),
     "images": ("format", "object", "offset", "num_bytes"),
     "hashes": ("width_px", "height_px"),
-    "detections": ("blurred_object", "blurred_offset", "blurred_bytes"),
+    "detections": ("num_faces", "blurred_object", "blurred_offset", "blurred_bytes"),
 }
 
 
@@ -84,7 +84,9 @@ def samples_of(io: TaskIO, shard: int, seed: int) -> pa.Table:
         at = pa.array(rows_at(found["image_id"].to_numpy(), ids))
         columns |= {name: found[name].take(at) for name in names}
     keys = zip(chosen["sha256"].to_pylist(), ids.tolist(), chosen["copy"].to_pylist(), strict=True)
-    blurred = pc.is_valid(columns["blurred_object"])
+    # Without faces it is what was seen of a file that holds more: it stands in for an original that was purged.
+    needed = pc.or_(pc.greater(columns["num_faces"], 0), pc.is_null(columns["object"]))
+    blurred = pc.and_(pc.is_valid(columns["blurred_object"]), needed)
     extension = pc.if_else(pc.equal(columns["format"], "jpeg"), "jpg", columns["format"])
     columns |= {
         "shuffle_key": pa.array([shuffle_key(seed, *key) for key in keys], pa.int64()),

@@ -1,7 +1,9 @@
 """Look: every picture is decoded at full size once, and everything that needs its pixels is done then.
 
 Hashes are of the original. Where faces were found, a version with blurred faces is stored, and the 288-px intermediate
-that describe and embed read is made from it: vectors are of blurred pixels.
+that describe and embed read is made from it: vectors are of blurred pixels. Of a file that holds more than detectors
+saw (other frames, pixels hidden by alpha) what they saw is stored too: it takes the place of the original once that is
+purged (originals.py).
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ _EXPLICIT_PX = 320  # of the pass that scores classes: at 640 three times as man
 _BATCH_PX = 2**23  # of network input on a GPU: 81 pictures at 320 px, 9 at 960
 _HELD_PX, _HELD = 2**26, 256  # pixels of decoded pictures that wait for a GPU, and how many of these
 
-Waiting = list[tuple[dict[str, Any], np.ndarray]]  # rows of ``detections`` that are to be filled, and their pictures
+Waiting = list[tuple[dict[str, Any], Picture]]  # rows of ``detections`` that are to be filled, and their pictures
 
 _Score = Annotated[float, Field(ge=0.05, le=1)]
 _Scores = tuple[_Score, _Score, _Score, _Score]
@@ -99,19 +101,24 @@ class LookConfig(Config):
     purge_originals: bool = Field(
         False,
         json_schema_extra=EXECUTION,  # it changes what is kept, no fact
-        description="what shows a face or does not decode leaves the pool; blurred versions stay",
+        description="what shows a face, may hide one or does not decode leaves the pool; what was seen stays, blurred",
     )
     small_px: int = Field(288, ge=32, description="shortest side of the intermediate")
     quality: int = Field(95, ge=50, le=100, description="of the JPEGs that are written; of a blurred one at least")
 
     @model_validator(mode="after")
     def _purges_what_it_blurs(self) -> LookConfig:
-        if self.purge_originals and not (self.blur and (self.detector != "none" or self.yunet)):
+        if self.purge_originals and not self.blurs_faces:
             raise ValueError(
                 "look.purge_originals: got true, and nothing is blurred; allowed with look.blur=true and a detector: "
                 "look.detector=nudenet, look.yunet=PATH, or both"
             )
         return self
+
+    @property
+    def blurs_faces(self) -> bool:
+        """Whether pictures are looked at for faces, and these blurred."""
+        return self.blur and (self.detector != "none" or self.yunet is not None)
 
     @property
     def on_gpu(self) -> bool:
@@ -137,6 +144,25 @@ def _sha256(path: str) -> str:
             "to find faces with NudeNet alone"
         )
     return file_sha256(path, key="look.yunet")
+
+
+def _try_yunet(config: LookConfig, path: str) -> None:
+    """Let YuNet look at two blank pictures: what is no YuNet, or one of a fixed size, fails here and not after fetch.
+
+    Raises:
+        ConfigError: it cannot.
+    """
+    import cv2
+
+    blank = [np.zeros(shape, np.uint8) for shape in ((96, 160, 3), (200, 70, 3))]
+    try:
+        YuNet(path, scales=config.yunet_scales, thresholds=config.yunet_thresholds).faces(blank)
+    except cv2.error as error:
+        why = " ".join(str(error).split())
+        raise ConfigError(
+            f"look.yunet: got {path!r}, which OpenCV cannot run as YuNet on pictures of any size; give "
+            f"face_detection_yunet_2026may.onnx of OpenCV's model zoo, or null: {why}"
+        ) from None
 
 
 class Seen(NamedTuple):
@@ -229,7 +255,7 @@ class LookStage(ShardStage):
 
     name = "look"
     section = "look"
-    version = 4
+    version = 5
     kind = "facts"
     after = "fetched"
     reads: ClassVar[tuple[str, ...]] = ("fetched", "images")
@@ -248,8 +274,10 @@ class LookStage(ShardStage):
             self.resources = Resources(gpus=1.0)
 
     def preflight(self) -> None:
-        """The files of the models are there."""
+        """The files of the models are there, and YuNet's is one."""
         self.config.detection_values()
+        if self.config.yunet:
+            _try_yunet(self.config, self.config.yunet)
         if self.config.detector == "nudenet":
             model_path()
 
@@ -309,7 +337,7 @@ class LookStage(ShardStage):
                 continue
             hashes.append({**row, **hashed})
             detections.append(dict(row))
-            waiting.append((detections[-1], picture.rgb))
+            waiting.append((detections[-1], picture))
             held_px += picture.width_px * picture.height_px
             if self._must_finish(held_px, len(waiting)):
                 self._finish(waiting, small, blurred)
@@ -332,11 +360,12 @@ class LookStage(ShardStage):
         """Fill the rows of pictures that wait: what is seen, the blurred version, the intermediate."""
         assert self._looker is not None
         config = self.config
-        for (line, original), seen in zip(waiting, self._looker.see([rgb for _, rgb in waiting]), strict=True):
+        pictures = [picture.rgb for _, picture in waiting]
+        for (line, picture), seen in zip(waiting, self._looker.see(pictures), strict=True):
             name = f"{line['image_id']:018d}.jpg"
-            rgb = original
-            if seen.faces and config.blur:
-                rgb = blur_faces(original, seen.faces)
+            rgb = picture.rgb
+            if config.blurs_faces and (seen.faces or not picture.shows_all):
+                rgb = blur_faces(rgb, seen.faces)
                 jpeg = encode_blurred(rgb, seen.faces, config.quality)
                 line |= {"blurred_offset": blurred.add(name, jpeg), "blurred_bytes": len(jpeg)}
             jpeg = encode_jpeg(resize_shortest(rgb, config.small_px), config.quality)

@@ -1,7 +1,8 @@
 """Originals that show a face leave the pool (``look.purge_originals``), once look has stored what it needs of them.
 
 Of the shards that a command has looked at, what stays of stored bytes is what was looked at and shows no face that
-was found. So these go: pictures with a face, which have a blurred version; files that do not decode, in which no face
+was found. So these go: pictures with a face, which have a blurred version; files that hold more than was looked at
+(other frames, pixels hidden by alpha), of which look has stored what it saw; files that do not decode, in which no face
 can be looked for; and pictures that the command's screening does not let through to look. What other settings of look
 made of a picture goes too, where it does not cover the same faces or these settings never saw it: it may show them.
 
@@ -34,6 +35,7 @@ class PurgedOriginals:
     """What a purge did."""
 
     num_faces: int = 0  # pictures with a face whose original went
+    num_hiding: int = 0  # pictures without one whose original went for what else it holds
     num_unseen: int = 0  # files that do not decode or were not looked at
     num_elsewhere: int = 0  # pictures whose facts by other settings went
     num_deleted: int = 0  # tars
@@ -42,7 +44,7 @@ class PurgedOriginals:
     @property
     def did_anything(self) -> bool:
         """Whether it changed what is stored."""
-        return bool(self.num_faces or self.num_unseen or self.num_elsewhere or self.num_deleted)
+        return bool(self.num_faces or self.num_hiding or self.num_unseen or self.num_elsewhere or self.num_deleted)
 
 
 def purge_originals(
@@ -108,7 +110,7 @@ class _Purge:
         self._swap(images, read_part(self._pool, images), **{MARK: mark})
 
     def _purge_bytes(self, part: Part) -> tuple[dict[int, list[dict[str, Any]]], set[int]]:
-        """Originals of one shard; the face boxes of all pictures that have some, and pictures that nobody saw."""
+        """Originals of one shard; face boxes of all pictures with a blurred version, and pictures that nobody saw."""
         shard = part.index
         columns = ["image_id", "faces", "blurred_object"]
         seen = read_part(self._pool, Part("pool", self._folder, shard), columns)
@@ -122,10 +124,10 @@ class _Purge:
         gone = pc.and_(pc.is_valid(images["object"]), pc.invert(stays)).combine_chunks()
         if not pc.any(gone).as_py():
             return faces, unseen
-        with_face = pc.is_in(images["image_id"], value_set=pa.array(sorted(faces), pa.int64()))
-        num_faces = pc.sum(pc.and_(gone, with_face)).as_py()
-        self.done.num_faces += num_faces
-        self.done.num_unseen += pc.sum(gone).as_py() - num_faces
+        went = images["image_id"].filter(gone).to_pylist()
+        self.done.num_faces += sum(bool(faces.get(image_id)) for image_id in went)
+        self.done.num_hiding += sum(faces.get(image_id) == [] for image_id in went)
+        self.done.num_unseen += sum(image_id not in faces for image_id in went)
         self._check()
         images = rewritten(self._pool, BYTES, images, gone, shard=shard, scratch=self._scratch)
         for name in (BYTES.object, BYTES.offset):
@@ -141,7 +143,7 @@ class _Purge:
         rows = table.select(["image_id", "faces", "small_object", "blurred_object"]).to_pylist()
         shown = [
             row["small_object"] is not None
-            and (row["image_id"] in unseen or not _covers(row, faces.get(row["image_id"], [])))
+            and (row["image_id"] in unseen or (row["image_id"] in faces and not _covers(row, faces[row["image_id"]])))
             for row in rows
         ]
         if not any(shown):
@@ -180,9 +182,11 @@ def _hashes_of(folder: str) -> str:
 
 
 def _covers(row: dict[str, Any], faces: Iterable[dict[str, Any]]) -> bool:
-    """Whether each face is held by a box that these facts had blurred."""
-    boxes = row["faces"] if row["blurred_object"] is not None else []
-    return all(any(_share(face, box) >= _COVERED for box in boxes) for face in faces)
+    """Whether these facts have a version of their own in which each face is held by a box that was blurred."""
+    boxes = row["faces"] or []
+    return row["blurred_object"] is not None and all(
+        any(_share(face, box) >= _COVERED for box in boxes) for face in faces
+    )
 
 
 def _share(face: dict[str, Any], box: dict[str, Any]) -> float:

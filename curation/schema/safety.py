@@ -28,7 +28,7 @@ TABLES = (
             ("width_px", pa.int32(), "after orientation"),
             ("height_px", pa.int32(), "after orientation"),
             ("format", pa.string(), "as the decoder says"),
-            ("num_frames", pa.int32(), "1 for a still picture; the first one is used"),
+            ("num_frames", pa.int32(), "1 for a still picture, 1,000 for that many or more; the first one is used"),
             ("pixel_sha256", pa.string(), "sha256 of shape and RGB bytes"),
             ("phash", pa.uint64(), "imagehash.phash, most significant bit first"),
             ("dhash", pa.uint64(), "imagehash.dhash, most significant bit first"),
@@ -60,7 +60,11 @@ TABLES = (
             ("nsfw_score", pa.float32(), "that score, 0 where there are none"),
             ("faces", pa.list_(BOX), "boxes that were blurred, dilated"),
             ("num_faces", pa.int32(), "length of faces"),
-            ("blurred_object", pa.string(), "tar of the blurred version; null where nothing was blurred"),
+            (
+                "blurred_object",
+                pa.string(),
+                "tar of the blurred version; without faces: of what was seen of a file that holds more; else null",
+            ),
             ("blurred_offset", pa.int64(), "of its first byte"),
             ("blurred_bytes", pa.int64(), "its size"),
             (

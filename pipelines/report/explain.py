@@ -125,7 +125,8 @@ def _facts(connection: Any, image_id: int, url: str | None) -> Iterator[str]:
         if row.get("pdq") is not None:
             yield _entry("PDQ", f"{row['pdq']}, quality {row['pdq_quality']}")
     for row in rows_of(connection, "SELECT * FROM detections WHERE image_id = ?", image_id):
-        faces = _many(row["num_faces"] or 0, "face") + (" (blurred)" if row["blurred_object"] is not None else "")
+        is_blurred = row["num_faces"] and row["blurred_object"] is not None
+        faces = _many(row["num_faces"] or 0, "face") + (" (blurred)" if is_blurred else "")
         worst = "" if row["nsfw_label"] is None else f", {row['nsfw_label']} {row['nsfw_score']:.3f}"
         yield _entry("seen", faces + worst)
     for row in rows_of(connection, "SELECT score FROM opinions WHERE image_id = ? AND score IS NOT NULL", image_id):
@@ -334,8 +335,9 @@ def _nearest(connection: Any, row: dict[str, Any]) -> Iterator[str]:
 
 
 def _sample(connection: Any, image_id: int) -> Iterator[str]:
-    for row in rows_of(connection, "SELECT * FROM manifest WHERE image_id = ?", image_id):
-        blurred = ", faces blurred" if row["blurred"] else ""
+    query = "SELECT m.*, d.num_faces FROM manifest m LEFT JOIN detections d USING (image_id) WHERE image_id = ?"
+    for row in rows_of(connection, query, image_id):
+        blurred = (", faces blurred" if row["num_faces"] else ", what was seen of it") if row["blurred"] else ""
         yield _entry("tar", f"{row['tar']}, key {row['key']}.{row['ext']}, offset {row['offset']:,}{blurred}")
 
 

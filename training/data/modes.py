@@ -26,6 +26,13 @@ def write_rgb(image: Any, out: np.ndarray) -> None:
         out[top:bottom] = convert(image if whole else image.crop((0, top, image.width, bottom)))
 
 
+def all_opaque(image: Any) -> bool:
+    """Whether no pixel of a loaded picture is hidden; one with a transparent colour or palette entry may hide some."""
+    if "transparency" in image.info:
+        return False
+    return image.mode not in _ALPHA or image.getchannel(image.getbands()[-1]).getextrema()[0] == 255
+
+
 def _blocks(width: int, height: int) -> Iterator[tuple[int, int]]:
     step = max(1, BLOCK_PIXELS // max(1, width))
     for top in range(0, height, step):

@@ -13,14 +13,17 @@
 | float | the same, but 0..1 and 0..255 are scaled as such where it fits them; NaN and infinity are 0 |
 | palette, alpha | laid on white |
 | grey | three equal channels |
-| animated, multi-page | the first frame; the number of frames is told |
+| animated, multi-page | the first frame; the number of frames is told, up to ``MAX_FRAMES`` |
 | multi-picture (MPO) | a JPEG of one frame: its first picture |
 | HEIF | as any other where the extra ``heif`` is installed, else ``decode_unsupported`` |
-| cut off | ``decode_truncated``: never a picture with a grey rest |
+| cut off, a JPEG with an end mark set behind the cut among them | ``decode_truncated``: no picture with a grey rest |
+| the same JPEG, and damaged before the cut | the rest is grey: libjpeg tells the first damage only |
+| PNG whose compressed data say that they end early | the rest is black: Pillow does not tell it |
 | more than ``max_bytes`` | ``decode_too_many_bytes`` |
 | too many pixels, a side above ``MAX_SIDE_PX`` | ``decode_too_many_pixels``, told by the header alone |
 | WebP, AVIF, HEIF, progressive JPEG above ``HEAVY_PIXELS`` | the same: their decoders hold a picture several times |
 | longer than allowed | ``decode_timeout`` (here in the main thread of a process; see sandbox.py) |
+| JPEG of more than ``MAX_SCANS`` scans | the same, untried: each goes over the whole picture |
 | the decoder dies, or is out of memory | ``decode_crashed`` |
 | format outside ``FORMATS``, or no picture | ``decode_unsupported`` |
 | anything else that fails | ``decode_corrupt`` |
@@ -31,6 +34,7 @@ from __future__ import annotations
 import io
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -43,7 +47,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from training.data.modes import write_rgb
+from training.data.modes import all_opaque, write_rgb
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")  # and HEIF, where its plugin is installed
 REASONS = (
@@ -60,7 +64,12 @@ MAX_PIXELS = 90_000_000
 MOST_PIXELS = 178_956_970  # Pillow's own guard: no setting goes beyond it
 HEAVY_PIXELS = 45_000_000
 MAX_SIDE_PX = 65_500  # what a JPEG can hold
-MAX_SECONDS = 30.0  # MAX_PIXELS of PNG take 3: only a file made to be slow is cut, even on a crowded machine
+MAX_SCANS = 100  # encoders write about 10; of hundreds one small file takes many seconds
+MAX_FRAMES = 1000  # stands for that many or more: the time to count all those that a file may hold has no limit
+# Of CPU time. MAX_PIXELS of PNG take 3, a CMYK profile 4, HEAVY_PIXELS of noise as AVIF 5: only a file made to be slow
+# is cut. Wall time in this process is not CPU time: it gets three times as much, for a crowded machine.
+MAX_SECONDS = 10.0
+MAX_WALL_SECONDS = 3 * MAX_SECONDS
 
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG", b"RIFF", b"GIF8", b"BM", b"II*\0", b"MM\0*")
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
@@ -92,7 +101,8 @@ class Picture:
 
     rgb: np.ndarray  # uint8 [H, W, 3], contiguous, after orientation; H, W are smaller than below only with shortest_px
     format: str  # lower case: jpeg, png, …
-    num_frames: int
+    num_frames: int  # at most MAX_FRAMES
+    shows_all: bool  # False: the file holds pixels that ``rgb`` does not show: other frames, or what alpha hides
     width_px: int  # as stored, after orientation
     height_px: int
     box: Box  # the part of ``rgb`` that shows the picture: all of it, but for a decoder's rounding up with shortest_px
@@ -103,7 +113,7 @@ def decode(
     *,
     max_bytes: int = MAX_BYTES,
     max_pixels: int = MAX_PIXELS,
-    max_seconds: float = MAX_SECONDS,
+    max_seconds: float = MAX_WALL_SECONDS,
     shortest_px: int | None = None,
 ) -> Picture:
     """Decode a picture by the policy above, in this process: for bytes that were decoded before.
@@ -178,8 +188,9 @@ def _decode(data: bytes, new: Callable[[int, int], np.ndarray], max_pixels: int,
     name = "jpeg" if image.format == "MPO" else str(image.format or "").lower()
     _check_size(image, name, max_pixels)
     width, height = image.size  # as stored
-    orientation, rgb = 1, None
+    orientation, rgb, is_opaque = 1, None, True
     if name == "jpeg":
+        _check_scans(data)
         orientation = _orientation(image)
         rgb = _plain_jpeg(image, data, new, orientation, shortest_px)
     if rgb is None:
@@ -190,14 +201,17 @@ def _decode(data: bytes, new: Callable[[int, int], np.ndarray], max_pixels: int,
         if name != "jpeg":
             width, height = image.size  # Pillow turns a TIFF as it loads
             orientation = _orientation(image)  # of a PNG it loads the pixels too, and keeps quiet about what is wrong
+        is_opaque = all_opaque(image)
         rgb = new(*(image.size if orientation in _SWAPS_SIDES else image.size[::-1]))
         write_rgb(image, _as_stored(rgb, orientation))
     if orientation in _SWAPS_SIDES:
         width, height = height, width
+    num_frames = 1 if image.format == "MPO" else _num_frames(image)
     return Picture(
         rgb=rgb,
         format=name,
-        num_frames=1 if image.format == "MPO" else _num_frames(image),
+        num_frames=num_frames or 1,  # of what is broken behind its first frame, only that one can be used
+        shows_all=num_frames == 1 and is_opaque and "mp" not in image.info,  # mp: a JPEG that names further pictures
         width_px=int(width),
         height_px=int(height),
         box=_box(rgb, int(width), int(height), orientation),
@@ -243,12 +257,27 @@ def _check_size(image: Any, name: str, max_pixels: int) -> None:
         raise DecodeError("decode_too_many_pixels", f"{width} x {height} pixels, {MAX_SIDE_PX:,} a side allowed")
 
 
+_SEGMENT = re.compile(rb"\xff[^\x00\x01\xff\xd0-\xd8]")  # a marker that a length follows, or the end mark
+
+
+def _check_scans(data: bytes) -> None:
+    """Refuse a JPEG of too many scans; bytes of metadata that look like one are passed over."""
+    if data.count(b"\xff\xda") <= MAX_SCANS:
+        return
+    num_scans, place = 0, 2
+    while (found := _SEGMENT.search(data, place)) and found[0] != b"\xff\xd9":
+        num_scans += found[0] == b"\xff\xda"
+        place = found.end() + int.from_bytes(data[found.end() : found.end() + 2], "big")
+    if num_scans > MAX_SCANS:
+        raise DecodeError("decode_timeout", f"{num_scans:,} scans, {MAX_SCANS:,} allowed")
+
+
 def _plain_jpeg(
     image: Any, data: bytes, new: Callable[[int, int], np.ndarray], orientation: int, shortest_px: int | None
 ) -> np.ndarray | None:
     """Pixels of an ordinary JPEG by simplejpeg, upright; None where Pillow has to say what comes out."""
-    import simplejpeg
-
+    if image.mode == "CMYK":
+        _strictly(data, "CMYK", min_height=1, min_width=1)  # the smallest scale: only whether it is cut off
     if image.mode not in ("L", "RGB") or image.bits != 8 or "transparency" in image.info:
         return None
     width, height = image.size
@@ -260,24 +289,34 @@ def _plain_jpeg(
     upright = stored[::-1] if orientation in _SWAPS_SIDES else stored
     rgb = new(*upright)
     into = rgb if orientation == 1 else _new(*stored)
-    try:
-        decoded = simplejpeg.decode_jpeg(
-            data,
-            "RGB",
-            fastdct=False,
-            fastupsample=False,
-            min_height=stored[0] if shrink > 1 else 0,
-            min_width=stored[1] if shrink > 1 else 0,
-            buffer=into,
-            strict=True,
-        )
-    except ValueError:  # damaged, be it only a little
+    decoded = _strictly(
+        data,
+        "RGB",
+        fastdct=False,
+        fastupsample=False,
+        min_height=stored[0] if shrink > 1 else 0,
+        min_width=stored[1] if shrink > 1 else 0,
+        buffer=into,
+    )
+    if decoded is None:
         return None
     if decoded.shape[:2] != stored:  # two headers that differ: the rest of the memory would stay as it was
         return None
     if orientation != 1:
         _as_stored(rgb, orientation)[...] = into
     return rgb
+
+
+def _strictly(data: bytes, colours: str, **options: Any) -> np.ndarray | None:
+    """A JPEG by simplejpeg; None where it is damaged, be it only a little. Of a cut off one Pillow fills the rest."""
+    import simplejpeg
+
+    try:
+        return np.asarray(simplejpeg.decode_jpeg(data, colours, strict=True, **options))
+    except ValueError as error:
+        if "premature end" in str(error).lower():
+            raise DecodeError("decode_truncated", str(error)) from None
+        return None
 
 
 def _ends_early(data: bytes) -> bool:
@@ -300,12 +339,19 @@ def _ends_early(data: bytes) -> bool:
     return False
 
 
-def _num_frames(image: Any) -> int:
-    """Frames that can be reached; 1 where a later frame is broken, as only the first one is used."""
+def _num_frames(image: Any) -> int | None:
+    """Frames that can be reached, at most ``MAX_FRAMES``; None where a later one is broken."""
+    frame = 1
     try:
-        return int(getattr(image, "n_frames", 1))
+        if image.format != "TIFF":
+            return min(int(getattr(image, "n_frames", 1)), MAX_FRAMES)
+        for frame in range(1, MAX_FRAMES):  # n_frames would read all, and look for each among all before it
+            image.seek(frame)
+    except EOFError:
+        return frame
     except Exception:
-        return 1
+        return None
+    return MAX_FRAMES
 
 
 _SWAPS_SIDES, _FROM_BOTTOM, _FROM_RIGHT = (5, 6, 7, 8), (3, 4, 7, 8), (2, 3, 6, 7)

@@ -40,8 +40,8 @@ NUM_SLOTS = 3  # the picture in hand, the one before it, and one to spare
 SHARED_BYTES = INPUT_BYTES + NUM_SLOTS * SLOT_BYTES
 OWN_MEMORY, NO_PICTURE = -1, -2  # in place of a slot
 REQUEST = struct.Struct("<qqqdi")  # bytes of the file, max_pixels, shortest_px or 0, max_seconds, slot
-# Slot, H, W, frames, stored width and height, box, format, bytes of text that follow.
-ANSWER = struct.Struct("<iqqqqqdddd8sI")
+# Slot, H, W, frames, whether all is shown, stored width and height, box, format, bytes of text that follow.
+ANSWER = struct.Struct("<iqqq?qqdddd8sI")
 _ROOT = Path(__file__).resolve().parents[2]
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MALLOC_ARENA_MAX": "1"}
 _START_S = 120.0
@@ -194,7 +194,7 @@ class _Child:
             received += part
             if wanted == ANSWER.size <= len(received):
                 wanted += ANSWER.unpack_from(received)[-1]
-        slot, height, width, num_frames, width_px, height_px, *box, name, _ = ANSWER.unpack_from(received)
+        slot, height, width, num_frames, shows_all, width_px, height_px, *box, name, _ = ANSWER.unpack_from(received)
         if slot == NO_PICTURE:
             reason, _, detail = received[ANSWER.size :].decode(errors="replace").partition(" ")
             raise DecodeError(reason, detail)
@@ -202,6 +202,7 @@ class _Child:
             rgb=self._pixels(slot, descriptors, height * width * 3).reshape(height, width, 3),
             format=name.rstrip(b"\0").decode(),
             num_frames=num_frames,
+            shows_all=shows_all,
             width_px=width_px,
             height_px=height_px,
             box=(box[0], box[1], box[2], box[3]),

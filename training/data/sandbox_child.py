@@ -81,10 +81,11 @@ def _answer(data: bytes, limits: dict[str, Any], output: _Output) -> tuple[bytes
         picture = decode_into(data, output.new, max_bytes=len(data), **limits)
     except DecodeError as error:
         text = f"{error.reason} {error.detail}".encode(errors="replace")[:2000]
-        return ANSWER.pack(NO_PICTURE, 0, 0, 0, 0, 0, 0, 0, 0, 0, b"", len(text)) + text, []
+        return ANSWER.pack(NO_PICTURE, 0, 0, 0, False, 0, 0, 0, 0, 0, 0, b"", len(text)) + text, []
     size = picture.rgb.shape[:2]
     stored = picture.width_px, picture.height_px
-    message = ANSWER.pack(output.slot, *size, picture.num_frames, *stored, *picture.box, picture.format.encode(), 0)
+    told = picture.num_frames, picture.shows_all
+    message = ANSWER.pack(output.slot, *size, *told, *stored, *picture.box, picture.format.encode(), 0)
     if output.slot != OWN_MEMORY:
         return message, []
     return message, [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [output.descriptor]))]

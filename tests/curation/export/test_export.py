@@ -6,13 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curation.export.export import ExportConfig, key_range, part_rows, runs_of, shuffle_key, slices_of
+from curation.export.objects import swap
 from curation.export.verify import verify
+from curation.schema import Part
+from curation.store import read_part
 
 WITH_FACE = 3_000_000_000_000
 AS_PNG = 3_000_001_000_003
@@ -51,6 +55,25 @@ def test_faces_are_blurred_and_other_bytes_are_the_original(small_run: Any):
     blurred = (small_run.pool / seen["blurred_object"]).read_bytes()[start : start + seen["blurred_bytes"]]
     row = rows[WITH_FACE]
     assert (small_run.run / row["tar"]).read_bytes()[row["offset"] : row["offset"] + row["size"]] == blurred
+
+
+@pytest.mark.parametrize("is_purged", [False, True])
+def test_what_was_seen_of_a_file_stands_in_for_an_original_that_is_gone_and_for_no_other(
+    small_run: Any, tmp_path: Path, is_purged: bool
+):
+    pool = small_run.store("pool")
+    for table, changes in (
+        ("detections", {"num_faces": 0, "faces": []}),
+        ("images", {"object": None, "offset": None} if is_purged else {}),
+    ):
+        part = Part("pool", table, WITH_FACE // 1_000_000)
+        held = read_part(pool, part)
+        rows = [row | (changes if row["image_id"] == WITH_FACE else {}) for row in held.to_pylist()]
+        swap(pool, part, pa.Table.from_pylist(rows, schema=held.schema), tmp_path)
+    row = next(row for row in exported(small_run) if row["image_id"] == WITH_FACE)
+    assert row["blurred"] is is_purged
+    data = (small_run.run / row["tar"]).read_bytes()[row["offset"] : row["offset"] + row["size"]]
+    assert (hashlib.sha256(data).hexdigest() == row["sha256"]) is not is_purged
 
 
 def test_a_second_export_has_nothing_to_do_and_a_new_seed_moves_samples(small_run: Any):

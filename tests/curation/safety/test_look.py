@@ -10,7 +10,8 @@ from PIL import Image
 from pydantic import ValidationError
 
 from curation.dedup.hashes import dhash, pdq, phash, pixel_sha256
-from curation.safety.detector import EXPLICIT
+from curation.safety.detector import EXPLICIT, model_path
+from curation.safety.faces import LEAST_PSNR_DB, psnr_db
 from curation.safety.look import LookConfig, LookStage
 from curation.schema import TABLES
 from training.config import ConfigError
@@ -266,6 +267,34 @@ def test_without_blur_and_without_a_detector(files) -> None:
     assert row["small_object"] is not None
 
 
+def test_of_a_file_that_holds_more_what_was_seen_is_stored_beside_it() -> None:
+    from skimage import data
+
+    coffee = data.coffee()[:300, :300]
+    astronaut = Image.fromarray(data.astronaut()[:300, :300])
+    half = np.dstack([data.astronaut(), np.zeros(data.astronaut().shape[:2], np.uint8)])
+    files = {
+        1_000_000: encoded(coffee, "GIF", save_all=True, append_images=[astronaut]),
+        1_000_001: encoded(half),  # nothing of it is seen
+        1_000_002: encoded(np.dstack([coffee, np.full(coffee.shape[:2], 255, np.uint8)])),
+        1_000_003: encoded(coffee, "TIFF", save_all=True, append_images=[astronaut]),
+        1_000_004: encoded(coffee),
+    }
+    shard = Shard(files)
+    rows = LookStage(LookConfig(face_input_px=(320,))).run(1, shard)["detections"].to_pylist()
+    assert [row["num_faces"] for row in rows] == [0] * len(files)
+    assert [row["blurred_object"] is not None for row in rows] == [True, True, False, True, False]
+    for row in rows:
+        if row["blurred_object"] is not None:
+            stored = decode(shard.blob(row["blurred_object"], row["blurred_offset"], row["blurred_bytes"]))
+            first = decode(files[row["image_id"]])
+            assert (stored.format, stored.num_frames, stored.shows_all) == ("jpeg", 1, True)
+            assert psnr_db(stored.rgb, first.rgb) >= LEAST_PSNR_DB
+    for config in (LookConfig(detector="none"), LookConfig(blur=False, face_input_px=(320,))):
+        rows = LookStage(config).run(1, Shard(files))["detections"].to_pylist()
+        assert [row["blurred_object"] for row in rows] == [None] * len(files)
+
+
 def test_yunet_finds_the_face_too_once(files, shared_data) -> None:
     yunet = str(shared_data / "weights" / "yunet_n_dynamic.onnx")
     one = {1_000_000: files[1_000_000]}
@@ -305,6 +334,20 @@ def test_bad_values_are_named_before_any_work() -> None:
     for values in ({"detector": "nude"}, {"face_input_px": (330,)}, {"yunet_scales": ()}, {"max_pixels": 10**9}):
         with pytest.raises(ValidationError):
             LookConfig(**values)
+
+
+def test_a_file_that_is_no_yunet_is_told_before_any_work(tmp_path, shared_data, capfd) -> None:
+    LookStage(LookConfig(yunet=str(shared_data / "weights" / "yunet_n_dynamic.onnx"))).preflight()
+    text, empty = tmp_path / "text.onnx", tmp_path / "empty.onnx"
+    text.write_text("<html>not found</html>")
+    empty.write_bytes(b"")
+    for path in (text, empty, model_path()):  # the last is a network, and not this one
+        with pytest.raises(
+            ConfigError, match=rf"^look\.yunet: got '{path}', which OpenCV cannot run as YuNet"
+        ) as caught:
+            LookStage(LookConfig(yunet=str(path))).preflight()
+        assert "\n" not in str(caught.value)
+    assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kind", ["phash", "pdq"])

@@ -82,6 +82,40 @@ def test_what_shows_a_face_or_does_not_decode_goes_and_the_rest_stays(pool: Any,
     assert {path: pool.tag(path) for path in pool.list("")} == tags
 
 
+def test_what_holds_more_than_was_seen_goes_too(pool: Any, tmp_path: Path) -> None:
+    hiding = seen(pool, faces=[], num_faces=0)
+    needle = bytes_of(pool, images(pool)[hiding])
+    done = purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None)
+    assert (done.num_faces, done.num_hiding) == (0, 1)
+    assert holding(pool, needle) == []
+    assert images(pool)[hiding]["object"] is None
+    assert not purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None).did_anything
+
+
+@pytest.mark.parametrize(("has_its_own", "stays"), [(True, True), (False, False)])
+def test_other_settings_that_need_a_purged_original_lose_its_row(
+    pool: Any, tmp_path: Path, has_its_own: bool, stays: bool
+) -> None:
+    hiding = seen(pool, faces=[], num_faces=0)
+    rows = read_part(pool, Part("pool", FOLDER, SHARD)).to_pylist()
+    for row in rows:
+        if row["image_id"] == hiding and not has_its_own:
+            row |= {"blurred_object": None, "blurred_offset": None, "blurred_bytes": None}
+    put(
+        pool,
+        Part("pool", "detections/weak-1", SHARD),
+        pa.Table.from_pylist(rows, schema=TABLES["detections"].schema),
+        tmp_path,
+    )
+    put(pool, Part("pool", "hashes/weak-1", SHARD), read_part(pool, Part("pool", HASHES, SHARD)), tmp_path)
+    done = purge_originals(pool, [SHARD], FOLDER, tmp_path, lambda: None)
+    assert done.num_elsewhere == (0 if stays else 1)
+    for folder in ("detections/weak-1", "hashes/weak-1"):
+        ids = read_part(pool, Part("pool", folder, SHARD))["image_id"].to_pylist()
+        assert (hiding in ids) is stays
+        assert len(ids) == len(rows) - (not stays)
+
+
 @pytest.mark.parametrize(
     ("theirs", "stays"),
     [

@@ -4,6 +4,7 @@ import io
 import signal
 import struct
 import tarfile
+import time
 import zlib
 from importlib.util import find_spec
 
@@ -14,6 +15,8 @@ from PIL import Image, ImageCms
 from training.data import modes, pixels
 from training.data.pixels import (
     FORMATS,
+    MAX_FRAMES,
+    MAX_SCANS,
     MAX_SIDE_PX,
     DecodeError,
     decode,
@@ -173,6 +176,84 @@ def test_of_an_animation_the_first_frame(name: str) -> None:
     assert picture.rgb[5, 5].tolist() == [250, 0, 0]
 
 
+def png_chunk(name: bytes, content: bytes) -> bytes:
+    return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+
+def test_a_number_of_frames_is_no_claim_of_the_file() -> None:
+    data = saved(Image.fromarray(gradient()), "PNG")
+    for claim in (1001, 0x7FFFFFFF, 0x80000000):
+        lying = data[:33] + png_chunk(b"acTL", struct.pack(">II", claim, 0)) + data[33:]
+        assert decode(lying).num_frames == MAX_FRAMES
+    assert decode(data[:33] + png_chunk(b"acTL", struct.pack(">II", 999, 0)) + data[33:]).num_frames >= 999
+
+
+def many_directories(number: int) -> bytes:
+    """A TIFF of so many pages, all of them the same pixels."""
+    data = saved(Image.new("L", (4, 4), 7), "TIFF")
+    first = struct.unpack_from("<I", data, 4)[0]
+    entries = data[first : first + 2 + 12 * struct.unpack_from("<H", data, first)[0]]
+    size = len(entries) + 4
+    out = data[:4] + struct.pack("<I", len(data)) + data[8:]
+    ends = (len(data) + size * place for place in range(1, number))
+    return out + b"".join(entries + struct.pack("<I", end) for end in ends) + entries + bytes(4)
+
+
+def test_pages_are_counted_up_to_a_limit_and_not_all_of_them_read() -> None:
+    assert decode(many_directories(3)).num_frames == 3
+    assert decode(many_directories(MAX_FRAMES - 1)).num_frames == MAX_FRAMES - 1
+    started = time.process_time()
+    assert decode(many_directories(45_000)).num_frames == MAX_FRAMES
+    assert time.process_time() - started < 3  # all of them take 13 s
+
+
+def with_scans(number: int) -> bytes:
+    """A progressive JPEG, its last scan there so often that they are this many."""
+    data = saved(Image.new("RGB", (16, 16), (9, 99, 200)), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    before = data.count(b"\xff\xda") - 1
+    return data[:last] + (number - before) * data[last:-2] + data[-2:]
+
+
+def test_a_jpeg_of_hundreds_of_scans_is_refused_and_metadata_that_look_like_them_are_not() -> None:
+    assert decode(with_scans(MAX_SCANS)).width_px == 16
+    assert reason_of(with_scans(MAX_SCANS + 1)) == "decode_timeout"
+    data = saved(Image.fromarray(gradient()), "JPEG")
+    noise = b"\xff\xe5" + struct.pack(">H", 2002) + b"\xff\xda" * 1000
+    assert np.array_equal(decode(data[:2] + noise + data[2:]).rgb, decode(data).rgb)
+    assert np.array_equal(decode(data + b"\xff\xda" * 1000 + b"\xff\xd9").rgb, decode(data).rgb)
+
+
+@pytest.mark.parametrize("name", ["GIF", "WEBP", "PNG", "TIFF", "AVIF", "MPO"])
+def test_a_file_of_several_pictures_says_that_it_does_not_show_all(name: str) -> None:
+    frames = [Image.new("RGB", (20, 10), colour) for colour in ((250, 0, 0), (0, 250, 0))]
+    data = saved(frames[0], name, save_all=True, append_images=frames[1:])
+    assert not decode(data).shows_all
+    if name != "MPO":
+        assert decode(saved(frames[0], name)).shows_all
+    if name == "TIFF":  # its second page cannot be read
+        at = struct.unpack_from("<I", data, 4)[0]
+        end = at + 2 + 12 * struct.unpack_from("<H", data, at)[0]
+        broken = decode(data[:end] + struct.pack("<I", len(data) + 9) + data[end + 4 :])
+        assert (broken.num_frames, broken.shows_all) == (1, False)
+
+
+@pytest.mark.parametrize(("mode", "name"), [("RGBA", "PNG"), ("LA", "PNG"), ("RGBA", "WEBP"), ("RGBA", "TIFF")])
+def test_what_alpha_hides_is_told(mode: str, name: str) -> None:
+    image = Image.fromarray(gradient()).convert(mode)
+    assert decode(saved(image, name)).shows_all
+    image.putpixel((3, 3), (*image.getpixel((3, 3))[:-1], 254))
+    assert not decode(saved(image, name, **({"lossless": True} if name == "WEBP" else {}))).shows_all
+
+
+def test_a_transparent_palette_entry_or_colour_may_hide_pixels() -> None:
+    palette = Image.fromarray(gradient()).convert("P")
+    for name in ("PNG", "GIF"):
+        assert decode(saved(palette, name)).shows_all
+        assert not decode(saved(palette, name, transparency=palette.getpixel((0, 0)))).shows_all
+    assert not decode(saved(Image.fromarray(gradient()), "PNG", transparency=(1, 2, 3))).shows_all
+
+
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_cut_off_is_truncated(name: str, share: float) -> None:
@@ -185,6 +266,23 @@ def test_a_jpeg_without_its_last_bytes_is_truncated_too() -> None:
     for progressive in (False, True):
         data = saved(Image.fromarray(gradient()), "JPEG", progressive=progressive)
         assert reason_of(data[:-2]) == "decode_truncated"
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("shortest_px", [None, 20])
+def test_an_end_mark_makes_no_whole_picture_of_a_cut_off_jpeg(mode, progressive, shortest_px) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (160, 160, 3), np.uint8)
+    data = saved(Image.fromarray(noise).convert(mode), "JPEG", progressive=progressive)
+    assert decode(data, shortest_px=shortest_px).width_px == 160
+    cut = data[: len(data) // 2] + b"\xff\xd9"
+    assert reason_of(cut, shortest_px=shortest_px) == "decode_truncated"
+
+
+def test_stray_bytes_in_a_photograph_cost_it_nothing() -> None:
+    data = saved(Image.fromarray(gradient()), "JPEG")
+    picture = decode(data[:-2] + b"\0\0\0" + data[-2:])  # as some cameras write them
+    assert np.array_equal(picture.rgb, decode(data).rgb)
 
 
 @pytest.mark.parametrize(
