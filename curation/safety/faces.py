@@ -11,8 +11,10 @@ from curation.safety.detector import FACES, Box, NudeNetDetector, boxes_of
 from training.data.pixels import MAX_BYTES, MOST_PIXELS, decode_into, encode_jpeg
 
 # A detector has one least score for boxes whose shorter side is below each of these, in px of the picture, and one for
-# the rest. False boxes on animals are large, and true faces that are small score low: docs/safety.md.
+# the rest. False boxes on animals are large, and true faces that are small score low: docs/safety.md. A picture larger
+# than NORMAL_PX is judged as if it had just that: a better camera must not cost the same scene its faces.
 STEPS_PX = (16.0, 32.0, 64.0)
+NORMAL_PX = 640
 Thresholds = tuple[float, float, float, float]
 NUDENET_THRESHOLDS: Thresholds = (0.2, 0.15, 0.15, 0.5)
 YUNET_THRESHOLDS: Thresholds = (0.6, 0.45, 0.65, 0.85)
@@ -63,7 +65,7 @@ class NudeNetFaces:
                     output, self._network.labels, only=FACES, width_px=width, height_px=height, input_px=size,
                     floor=min(self._thresholds),
                 )  # fmt: skip
-                found[place] += [box for box in boxes if passes(box, self._thresholds)]
+                found[place] += [box for box in boxes if passes(box, self._thresholds, unit=unit_of(pictures[place]))]
         return found
 
 
@@ -80,7 +82,7 @@ class YuNet:
         self._detector: Any = cv2.FaceDetectorYN.create(path, "", (320, 320), min(thresholds), 0.3, 5000)
 
     def faces(self, pictures: Sequence[np.ndarray]) -> list[list[Box]]:
-        """Boxes of each picture at every scale."""
+        """Boxes of each picture at every scale; of a large one also at those scales of it at its normal size."""
         return [self._boxes(rgb) for rgb in pictures]
 
     def _boxes(self, rgb: np.ndarray) -> list[Box]:
@@ -88,7 +90,10 @@ class YuNet:
 
         height, width = rgb.shape[:2]
         boxes = []
-        for scale in sorted({min(scale, _LONGEST_PX / max(height, width)) for scale in self._scales}):
+        most, normal = _LONGEST_PX / max(height, width), unit_of(rgb)
+        units = {min(scale, most): 1.0 for scale in self._scales}
+        units |= {min(scale * normal, most): normal for scale in self._scales}
+        for scale, unit in sorted(units.items()):
             size = (max(1, round(width * scale)), max(1, round(height * scale)))
             way = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
             scaled = rgb if scale == 1 else cv2.resize(rgb, size, interpolation=way)
@@ -96,13 +101,25 @@ class YuNet:
             self._detector.setInputSize(size)
             _, found = self._detector.detect(scaled)
             rows = [] if found is None else found
-            boxes += [Box("FACE", float(row[14]), *(float(value) / scale for value in row[:4])) for row in rows]
-        return [box for box in boxes if passes(box, self._thresholds)]
+            seen = [Box("FACE", float(row[14]), *(float(value) / scale for value in row[:4])) for row in rows]
+            boxes += [box for box in seen if passes(box, self._thresholds, unit=unit)]
+        return boxes
 
 
-def passes(box: Box, thresholds: Thresholds) -> bool:
-    """Whether its score is enough for a box of its size."""
-    side = min(box.w_px, box.h_px)
+def unit_of(rgb: np.ndarray) -> float:
+    """What a pixel of a picture is at its normal size: 1, less where its longest side is above ``NORMAL_PX``."""
+    return min(1.0, NORMAL_PX / max(rgb.shape[:2]))
+
+
+def passes(box: Box, thresholds: Thresholds, *, unit: float = 1.0) -> bool:
+    """Whether its score is enough for a box of its size.
+
+    Args:
+        box: in px of the picture.
+        thresholds: by the size of the box.
+        unit: px in which it is judged, to one of the picture.
+    """
+    side = unit * min(box.w_px, box.h_px)
     return box.score >= thresholds[sum(side >= step for step in STEPS_PX)]
 
 

@@ -14,6 +14,8 @@ FOLDER holds faces_boxes.tar, the three pool_*.tar and weights/yunet_n_dynamic.o
   blurred box is found again by a box whose middle is in it and whose area is a quarter of its own to four times it.
 - PSNR: of the pixels outside the boxes, over the photos with a box, after encoding as the stage does.
 
+- enlarged: the same photos, cubic, so many times as large, every third one of the pools: recall and harm of YuNet.
+
 CPU ms is process time a photo, one thread, decoding not included, mean of all photos that were looked at. Prints a
 table, writes a JSON, and ends with a line for each goal.
 """
@@ -56,6 +58,7 @@ from training.data.pixels import decode, encode_jpeg
 
 POOLS = ("pool_imagenet_300.tar", "pool_coco_48.tar", "pool_caltech_background_80.tar")
 LEAST_PX, COVERED, DILATION = 16, 0.5, 1.5
+TIMES, ONE_OF_POOL = (2, 4), 3  # enlarged so many times; one photo of so many
 LOWEST: Thresholds = (0.1, 0.1, 0.1, 0.1)
 STEPS = {
     "yunet": [0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9],
@@ -219,6 +222,21 @@ def same_face(blurred: Box, found: Box) -> bool:
     return inside and 0.25 <= areas <= 4
 
 
+def enlarged(folder: Path, times: int, detector: FaceDetector) -> dict[str, Any]:
+    """Recall and harm of a detector at its own thresholds, on enlarged photos."""
+    import cv2
+
+    photos = [photo for n, photo in enumerate(photos_of(folder)) if photo.kind == "faces" or n % ONE_OF_POOL == 0]
+    spent = 0.0
+    for photo in photos:
+        photo.rgb = cv2.resize(photo.rgb, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+        photo.faces = [[value * times for value in box] for box in photo.faces]
+        started = time.process_time()
+        (photo.boxes["found"],) = detector.faces([photo.rgb])
+        spent += time.process_time() - started
+    return judge(photos, lambda photo: photo.boxes["found"]) | {"cpu_ms": 1000 * spent / len(photos)}
+
+
 def measure(folder: Path) -> dict[str, Any]:
     """Look at all photos once with each detector; then everything is arithmetic but the second look."""
     photos = photos_of(folder)
@@ -262,6 +280,8 @@ def measure(folder: Path) -> dict[str, Any]:
         "nudenet": NudeNetFaces(network, input_px=sizes, thresholds=NUDENET_THRESHOLDS),
         "yunet": YuNet(weights, scales=scales, thresholds=YUNET_THRESHOLDS),
     }
+    for times in TIMES:
+        table[f"yunet, photos enlarged {times} times"] = enlarged(folder, times, second["yunet"])
     return {
         "settings": table,
         "halves": {name: halves(photos, name, limits) for name, limits in (nudenet, yunet)},

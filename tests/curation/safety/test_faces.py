@@ -9,6 +9,7 @@ import pytest
 from curation.safety.detector import Box, NudeNetDetector
 from curation.safety.faces import (
     LEAST_PSNR_DB,
+    NORMAL_PX,
     NUDENET_THRESHOLDS,
     YUNET_THRESHOLDS,
     NudeNetFaces,
@@ -19,6 +20,7 @@ from curation.safety.faces import (
     merged,
     passes,
     psnr_db,
+    unit_of,
 )
 from training.data.pixels import decode, encode_jpeg
 
@@ -85,6 +87,29 @@ def test_a_score_is_judged_by_the_size_of_its_box() -> None:
         assert not passes(face(0, 0, side, 9000, least - 0.01), limits)
     for limits in (NUDENET_THRESHOLDS, YUNET_THRESHOLDS):
         assert max(limits[:3]) < limits[3]  # false boxes on animals are large
+
+
+def test_boxes_of_a_large_picture_are_judged_as_at_its_normal_size() -> None:
+    box = face(0, 0, 100, 100, 0.5)
+    assert not passes(box, (0.6, 0.4, 0.7, 0.9))
+    assert passes(box, (0.6, 0.4, 0.7, 0.9), unit=unit_of(np.zeros((600, 2560, 3), np.uint8)))  # 25 px
+    assert unit_of(np.zeros((NORMAL_PX, 40, 3), np.uint8)) == 1
+
+
+def test_a_large_photograph_keeps_the_faces_of_a_small_one(shared_data) -> None:
+    """The same photographs, enlarged four times: no detail is gained, and none may be lost."""
+    import cv2
+
+    yunet = YuNet(yunet_file(shared_data), scales=(1.0, 2.0), thresholds=YUNET_THRESHOLDS)
+    found = {1: 0, 4: 0}
+    with tarfile.open(shared_data / "faces_boxes.tar") as tar:
+        for member in [m for m in tar.getmembers() if not m.name.endswith(".csv")][::24]:
+            rgb = decode(tar.extractfile(member).read()).rgb
+            for times in found:
+                large = cv2.resize(rgb, None, fx=times, fy=times, interpolation=cv2.INTER_CUBIC)
+                found[times] += len(merged(yunet.faces([large])[0]))
+    assert found[1] >= 10
+    assert found[4] >= 0.9 * found[1]
 
 
 def test_the_rest_of_a_blurred_picture_keeps_40_db_whatever_it_is() -> None:
