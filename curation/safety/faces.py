@@ -108,7 +108,7 @@ class YuNet:
 
 def unit_of(rgb: np.ndarray) -> float:
     """What a pixel of a picture is at its normal size: 1, less where its longest side is above ``NORMAL_PX``."""
-    return min(1.0, NORMAL_PX / max(rgb.shape[:2]))
+    return float(min(1.0, NORMAL_PX / max(rgb.shape[:2])))
 
 
 def passes(box: Box, thresholds: Thresholds, *, unit: float = 1.0) -> bool:
