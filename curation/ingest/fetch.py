@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,6 +24,7 @@ from curation.ingest.resolver import Resolver
 from curation.ingest.robots import Rules, forget_unreachable
 from curation.ingest.screen import Rules as BlockLists
 from curation.ingest.screen import ScreenConfig
+from curation.ingest.spool import Spool
 from curation.ingest.takedown import TABLE as TAKEDOWNS
 from curation.ingest.takedown import TAKEN_DOWN, rules_of
 from curation.ingest.takedown import Rules as Takedowns
@@ -196,7 +194,7 @@ class FetchStage(ShardStage):
         named = {row["image_id"] for row in rows if taken_down.url(row["url"])}
         remote = [row for row in rows if row["location"] is None and row["image_id"] not in named]
         self._know_hosts(io)
-        spool = _Spool(io.scratch)
+        spool = Spool(io.scratch)
         outcomes = asyncio.run(self._fetch(remote, spool, taken_down, self._refuses(io.role))) if remote else {}
         local = self._read([row for row in rows if row["location"] is not None and row["image_id"] not in named])
         for row in rows:  # in id order, so that equal bytes make an equal tar
@@ -240,7 +238,7 @@ class FetchStage(ShardStage):
         return self.blocked.blocks if role == "pool" and self.blocked.blocked.entries else lambda url: None
 
     async def _fetch(
-        self, rows: list[dict[str, Any]], spool: _Spool, taken_down: Takedowns, refuses: Refuses
+        self, rows: list[dict[str, Any]], spool: Spool, taken_down: Takedowns, refuses: Refuses
     ) -> dict[int, Outcome]:
         """Outcomes by id; bodies are put down as they come, so memory holds those in flight only."""
         outcomes: dict[int, Outcome] = {}
@@ -259,7 +257,7 @@ class FetchStage(ShardStage):
         self,
         rows: list[dict[str, Any]],
         outcomes: dict[int, Outcome],
-        spool: _Spool,
+        spool: Spool,
         taken_down: Takedowns,
         refuses: Refuses,
     ) -> set[int]:
@@ -360,46 +358,3 @@ def _image(image_id: int, outcome: Outcome, sha256: str | None, num_bytes: int |
         "sha256": sha256,
         "num_bytes": num_bytes,
     }
-
-
-class _Spool:
-    """Bodies of a shard in one file, in the order in which they came: a file each costs more than the fetch itself."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
-        self._path = scratch / "bodies"
-        self._file = self._path.open("w+b", buffering=0)
-        self._places: dict[int, tuple[int, int]] = {}  # offset and size, by id
-        self._end = 0
-
-    def put(self, image_id: int, body: bytes) -> None:
-        """Put a body down; a later one of the same row stands for it.
-
-        Raises:
-            OSError: there is no place for all of it.
-        """
-        num_written = 0
-        while num_written < len(body):  # a disk that becomes full takes a part, and says so only when it is asked again
-            num_written += os.pwrite(self._file.fileno(), memoryview(body)[num_written:], self._end + num_written)
-        self._places[image_id] = (self._end, len(body))
-        self._end += len(body)
-
-    def get(self, image_id: int) -> bytes | None:
-        """The body of a row; None where there is none.
-
-        Raises:
-            OSError: it is not there as it was put down.
-        """
-        place = self._places.get(image_id)
-        if place is None:
-            return None
-        offset, size = place
-        body = os.pread(self._file.fileno(), size, offset)
-        if len(body) != size:
-            raise OSError(errno.EIO, f"{len(body):,} of {size:,} bytes are left of a body", str(self._path))
-        return body
-
-    def close(self) -> None:
-        """Give the disk back."""
-        self._file.close()
-        self._path.unlink()

@@ -8,8 +8,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curation.ingest.fetch import FetchConfig, Fetched, FetchStage, _Spool
+from curation.ingest.fetch import FetchConfig, Fetched, FetchStage
 from curation.ingest.screen import ScreenConfig
+from curation.ingest.spool import Spool
 from curation.schema import TABLES, image_ids
 from curation.stage import OutageError
 
@@ -239,7 +240,7 @@ def test_a_body_for_which_the_disk_has_no_place_is_no_row(memory_io, web, make_p
 
 
 def test_a_body_that_is_not_there_as_it_was_put_down_is_no_row(tmp_path):
-    spool = _Spool(tmp_path)
+    spool = Spool(tmp_path)
     spool.put(1, b"abc")
     spool.put(2, b"defg")
     assert (spool.get(1), spool.get(2), spool.get(3)) == (b"abc", b"defg", None)
