@@ -14,10 +14,12 @@ from curation.store import read_part
 from pipelines.cli import main
 from pipelines.curate import CurateRecipe
 from pipelines.recipe import dump_recipe
+from pipelines.report import card as card_module
 from pipelines.report.markdown import format_card
 from pipelines.results import write_card, write_page
 from training.config import ConfigError
 
+ROOT = Path(__file__).resolve().parents[3]
 WEB = 3_000_000
 SOURCE = {"kind": "list", "location": "web/list.csv"}
 VALUES: dict[str, Any] = {
@@ -157,13 +159,19 @@ def test_models_of_files_are_told_by_their_digest(small_run: Any):
     assert "No picture was judged as explicit." in card["limits"]
 
 
+def test_faces_that_the_card_tells_are_those_that_were_measured():
+    settings = json.loads((ROOT / "docs" / "benchmarks" / "faces.json").read_text())["settings"]
+    names = {(True, False): "nudenet", (False, True): "yunet", (True, True): "both"}
+    assert {use: settings[f"{name} as shipped"]["found"] for use, name in names.items()} == card_module._FACES_FOUND
+
+
 def test_limits_follow_the_settings(small_run: Any):
     card = write_card(finish(small_run))
     assert card["limits"][0].endswith("these settings covered 199 of 327 labelled ones of at least 16 px.")
     run = finish(small_run, look={"yunet": "face.onnx", "face_input_px": []})
     made(small_run, "detections", config={"detector": "nudenet", "yunet": "f1" * 32, "face_input_px": []})
     told = write_card(run)
-    assert "covered 301 of 327" in told["limits"][0]
+    assert "covered 304 of 327" in told["limits"][0]
     assert [model["use"] for model in told["models"][:2]] == ["explicit pictures", "faces"]
     run = finish(small_run, look={"face_dilation": 1.3})
     made(small_run, "detections", config={"detector": "nudenet", "yunet": None, "face_dilation": 1.3})
